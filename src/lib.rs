@@ -1,0 +1,82 @@
+//! A mechanistic-interpretability workbench for GPT-2.
+//!
+//! ```text
+//! text ─Tokenizer→ Tokens ─Plan::run(&Gpt2)→ Trace ─→ DataFrame ─→ figures, probes, Parquet
+//!                               ▲      │
+//!                            Sites·Edits└ gradients
+//! ```
+//!
+//! A [`Site`] is a named place in the forward pass. A [`Plan`] says which sites to read, which to change ([`Edit`]) and
+//! where gradients are wanted. A [`Trace`] is what happened. Analyses ([`attention`], [`lens`], [`neurons`] …) turn
+//! traces into polars frames, and [`figure`] turns frames into pictures.
+//!
+//! ```
+//! use interp::{Edit, Plan, Result, Site, embedded, text::Encoding};
+//!
+//! # fn main() -> Result<()> {
+//! let (model, tokenizer) = (embedded::model()?, embedded::tokenizer()?);
+//! let tokens = tokenizer.tokens(&["When Mary and John went to the shop, John gave a drink to"], Encoding::default())?;
+//! let trace = Plan::new()
+//!     .read(Site::Pattern(5))
+//!     .edit(Edit::zero(Site::Z(4)).head(1))
+//!     .run(&model, &tokens)?;
+//! assert_eq!(trace.get(Site::Pattern(5))?.dims(), [1, 4, 15, 15]); // prompt, head, query, key
+//! println!("{}", interp::predict::from_trace(&trace, &tokenizer, 3)?);
+//! # Ok(()) }
+//! ```
+//!
+//! Modules stand on floors and use only what is on their own floor or below:
+//!
+//! 1. names: [`site`], [`hooks`], [`error`]
+//! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
+//! 3. instrument: [`edit`], [`plan`], [`frame`], [`ranking`], [`optim`], [`language`], [`corpus`], [`embedded`]
+//! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`lens`], [`neurons`], [`predict`], [`residual`],
+//!    [`train`]
+//! 5. presentation: [`figure`]
+//!
+//! The library never prints, keeps no global state and draws randomness only from seeds. It touches the disk only in
+//! functions named `load`, `save`, `open`, `read`, `write`, `find` or `download`.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod attention;
+pub mod capture;
+pub mod card;
+pub mod catalogue;
+pub mod config;
+pub mod corpus;
+pub mod disk;
+pub mod edit;
+pub mod embedded;
+pub mod error;
+pub mod figure;
+pub mod frame;
+pub mod gpt2;
+pub mod hooks;
+pub mod kv;
+pub mod language;
+pub mod lens;
+pub mod memory;
+pub mod neurons;
+pub mod ops;
+pub mod optim;
+pub mod plan;
+pub mod predict;
+pub mod random;
+pub mod ranking;
+pub mod residual;
+pub mod site;
+pub mod text;
+pub mod tokens;
+pub mod train;
+pub mod weights;
+
+pub use config::Config;
+pub use edit::Edit;
+pub use error::{Error, Result};
+pub use gpt2::{Gpt2, LogitsAt};
+pub use hooks::Hooks;
+pub use plan::{Plan, Trace};
+pub use site::{Axis, Site};
+pub use text::Tokenizer;
+pub use tokens::Tokens;

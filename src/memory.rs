@@ -1,0 +1,98 @@
+//! How much memory there is, and saying no before it runs out.
+
+use crate::error::{Error, Result};
+
+/// Bytes that can be allocated without swapping, where the system tells.
+pub fn available() -> Option<u64> {
+    field("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024)
+}
+
+/// The most bytes that this process has held, where the system tells.
+pub fn peak() -> Option<u64> {
+    field("/proc/self/status", "VmHWM:").map(|kib| kib * 1024)
+}
+
+fn field(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
+/// Refuses what would not fit into `limit`, or without a limit into the memory that is available.
+///
+/// # Errors
+/// [`Error::TryAgain`] with both numbers.
+pub fn check(what: &str, needed: u64, limit: Option<u64>) -> Result<()> {
+    let (room, whose) = match limit {
+        Some(limit) => (limit, "the limit of --memory is"),
+        None => match available() {
+            Some(bytes) => (bytes, "available are"),
+            None => return Ok(()),
+        },
+    };
+    if needed <= room {
+        return Ok(());
+    }
+    Err(Error::TryAgain(format!("{what} needs {} of memory; {whose} {}", human(needed), human(room))))
+}
+
+/// Bytes for people: `1.94 GB`.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ if value < 9.995 => format!("{value:.2} {}", UNITS[unit]),
+        _ if value < 99.95 => format!("{value:.1} {}", UNITS[unit]),
+        _ => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+/// Reads `800MB`, `2G`, `1.5 GiB` or a plain number of bytes.
+///
+/// # Errors
+/// [`Error::Request`].
+pub fn parse(text: &str) -> Result<u64> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>() {
+        Ok(number) if factor.is_finite() && number > 0.0 && number * factor < 1e18 => Ok((number * factor) as u64),
+        _ => {
+            Err(Error::request(format!("`{}` is no amount of memory; write 800MB or 2GB", crate::error::shorten(text))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_and_print() {
+        assert_eq!(parse("800MB").unwrap(), 800_000_000);
+        assert_eq!(parse("1.5 GiB").unwrap(), 1_610_612_736);
+        assert_eq!(parse("42").unwrap(), 42);
+        for bad in ["", "GB", "-1GB", "1 parsec", "0", "1e9999GB"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(human(999), "999 B");
+        assert_eq!(human(1_940_000_000), "1.94 GB");
+        assert_eq!(human(548_100_000), "548 MB");
+    }
+}

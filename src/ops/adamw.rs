@@ -1,0 +1,114 @@
+//! The in-place updates of AdamW.
+
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+
+use super::real::{Real, slice, vectorised, wrong_dtype};
+use super::rows;
+
+/// m ← keep·m + (1 − keep)·g, in place.
+pub fn update_mean(mean: &Tensor, grad: &Tensor, keep: f64) -> Result<()> {
+    mean.inplace_op2(grad, &Average { keep, square: false })
+}
+
+/// v ← keep·v + (1 − keep)·g², in place.
+pub fn update_square(square: &Tensor, grad: &Tensor, keep: f64) -> Result<()> {
+    square.inplace_op2(grad, &Average { keep, square: true })
+}
+
+/// p ← decay·p − step·m / (correction·√v + eps), in place; `step` and `correction` carry the bias corrections.
+pub fn update_parameter(parameter: &Tensor, mean: &Tensor, square: &Tensor, adam: AdamStep) -> Result<()> {
+    parameter.inplace_op3(mean, square, &adam)
+}
+
+/// The numbers of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamStep {
+    /// Learning rate over 1 − β₁ᵗ.
+    pub step: f64,
+    /// 1 / √(1 − β₂ᵗ).
+    pub correction: f64,
+    /// Added to the corrected root of v.
+    pub eps: f64,
+    /// 1 − learning rate · weight decay.
+    pub decay: f64,
+}
+
+struct Average {
+    keep: f64,
+    square: bool,
+}
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "running-average"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        match s1 {
+            CpuStorage::F32(m) => self.run(part(m, l1)?, slice(s2, l2, self.name())?),
+            CpuStorage::F64(m) => self.run(part(m, l1)?, slice(s2, l2, self.name())?),
+            other => return Err(wrong_dtype(other, self.name())),
+        }
+        Ok(())
+    }
+}
+
+impl Average {
+    fn run<T: Real>(&self, m: &mut [T], g: &[T]) {
+        let (keep, add) = (T::of(self.keep), T::of(1.0 - self.keep));
+        rows::each_block(m, 1, 3, |start, m| {
+            vectorised(|| {
+                let g = &g[start..start + m.len()];
+                for (m, &g) in m.iter_mut().zip(g) {
+                    *m = keep * *m + add * if self.square { g * g } else { g };
+                }
+            })
+        });
+    }
+}
+
+impl InplaceOp3 for AdamStep {
+    fn name(&self) -> &'static str {
+        "adamw-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<()> {
+        match s1 {
+            CpuStorage::F32(p) => self.run(part(p, l1)?, slice(s2, l2, self.name())?, slice(s3, l3, self.name())?),
+            CpuStorage::F64(p) => self.run(part(p, l1)?, slice(s2, l2, self.name())?, slice(s3, l3, self.name())?),
+            other => return Err(wrong_dtype(other, self.name())),
+        }
+        Ok(())
+    }
+}
+
+impl AdamStep {
+    fn run<T: Real>(&self, p: &mut [T], m: &[T], v: &[T]) {
+        let (step, correction) = (T::of(self.step), T::of(self.correction));
+        let (eps, decay) = (T::of(self.eps), T::of(self.decay));
+        rows::each_block(p, 1, 4, |start, p| {
+            vectorised(|| {
+                let end = start + p.len();
+                for ((p, &m), &v) in p.iter_mut().zip(&m[start..end]).zip(&v[start..end]) {
+                    *p = *p * decay - step * m / (v.sqrt() * correction + eps);
+                }
+            })
+        });
+    }
+}
+
+/// The elements of a contiguous tensor, to be changed.
+fn part<'a, T>(data: &'a mut [T], layout: &Layout) -> Result<&'a mut [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut data[start..end]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "adamw" }.bt()),
+    }
+}

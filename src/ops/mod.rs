@@ -1,0 +1,55 @@
+//! The arithmetic of GPT-2 as differentiable operations on candle tensors.
+//!
+//! candle-nn's fused LayerNorm and softmax have no backward pass: gradients behind them vanish without an error.
+//! These have one, checked against finite differences in `tests/gradients.rs`. They compute in f32 (or f64); f16 and
+//! bf16 tensors are widened on the way in and rounded on the way out, so every reduction is in f32.
+
+mod adamw;
+mod attention;
+mod gelu;
+mod gemm;
+mod linear;
+mod loss;
+mod norm;
+mod real;
+mod region;
+mod rows;
+
+use candle_core::{DType, Result, Tensor};
+
+pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
+pub use attention::{Causal, attend, attention_scores, causal_softmax, masked};
+pub use gelu::gelu;
+pub use linear::{linear, linear_t, sum_rows};
+pub use loss::{IGNORE, cross_entropy};
+pub use norm::{affine, layer_norm, norm_scale, normalize};
+pub use region::{read_region, write_region};
+
+/// The type that an operation on `x` computes in.
+fn real_dtype(x: &Tensor) -> DType {
+    if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Applies `f` in the type it computes in, and returns in the type of `x`.
+fn in_real(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let real = real_dtype(x);
+    if x.dtype() == real { f(x) } else { f(&x.to_dtype(real)?)?.to_dtype(x.dtype()) }
+}
+
+/// Whether no element is NaN or infinite.
+pub fn all_finite(x: &Tensor) -> Result<bool> {
+    let x = x.to_device(&candle_core::Device::Cpu)?.to_dtype(real_dtype(x))?.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else {
+        candle_core::bail!("a tensor on the CPU has its storage elsewhere")
+    };
+    match storage {
+        candle_core::CpuStorage::F64(_) => Ok(finite(real::slice::<f64>(storage, layout, "all-finite")?)),
+        _ => Ok(finite(real::slice::<f32>(storage, layout, "all-finite")?)),
+    }
+}
+
+/// x·0 is 0 for every finite x and NaN for the rest; sums vectorise where a search would not.
+pub(crate) fn finite<T: real::Real>(values: &[T]) -> bool {
+    values.chunks(4096).all(|chunk| real::vectorised(|| real::sum_of(chunk, |x| x * T::zero())) == T::zero())
+}
