@@ -1,0 +1,403 @@
+//! GPT-2 (Radford et al. 2019), read top to bottom; fields are named as in the checkpoint.
+//!
+//! There is one forward pass. It is generic over [`Hooks`] and calls them once at every [`Site`]; with `()` it is the
+//! plain model. B, P, H, D are prompts, positions, heads and head width; K is the number of keys: P, and with a
+//! cache what came before.
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::hooks::Hooks;
+use crate::kv::KvCache;
+use crate::ops::{self, Causal};
+use crate::site::Site;
+use crate::tokens::Tokens;
+
+/// A GPT-2 with its weights, in the basis in which they were published.
+#[derive(Clone, Debug)]
+pub struct Gpt2 {
+    config: Config,
+    wte: Tensor,
+    wpe: Tensor,
+    h: Vec<Block>,
+    ln_f: LayerNorm,
+    /// The unembedding `[vocab, dim]`: `wte` itself unless the checkpoint has its own.
+    lm_head: Tensor,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    ln_1: LayerNorm,
+    attn: Attention,
+    ln_2: LayerNorm,
+    mlp: Mlp,
+}
+
+#[derive(Clone, Debug)]
+struct Attention {
+    c_attn: Linear,
+    c_proj: Linear,
+    n_head: usize,
+    head_dim: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Mlp {
+    c_fc: Linear,
+    c_proj: Linear,
+}
+
+/// An affine map with the weight as `[in, out]`, which GPT-2's checkpoint calls Conv1D.
+#[derive(Clone, Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+#[derive(Clone, Debug)]
+struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+/// Which positions get logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitsAt {
+    /// Every position.
+    #[default]
+    All,
+    /// The last token of each prompt: `[prompt, 1, vocab]`.
+    Last,
+    /// None: the run ends with the final residual stream.
+    None,
+}
+
+/// One run of the model: what goes in, where it starts and stops.
+pub struct Pass<'a> {
+    tokens: &'a Tokens,
+    from: Option<(usize, Tensor)>,
+    until: Option<usize>,
+    logits: LogitsAt,
+    cache: Option<&'a mut KvCache>,
+}
+
+/// What a [`Pass`] ends with.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The residual stream where the run stopped, `[prompt, pos, dim]`.
+    pub resid: Tensor,
+    /// `[prompt, pos, vocab]`, or `[prompt, 1, vocab]` for [`LogitsAt::Last`]; none where the run stopped early.
+    pub logits: Option<Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    /// All layers, logits everywhere.
+    pub fn new(tokens: &'a Tokens) -> Self {
+        Self { tokens, from: None, until: None, logits: LogitsAt::All, cache: None }
+    }
+
+    /// Starts at `layer` with `resid_pre` of that layer instead of at the embedding.
+    pub fn from(mut self, layer: usize, resid_pre: Tensor) -> Self {
+        self.from = Some((layer, resid_pre));
+        self
+    }
+
+    /// Stops before `layer`: its `resid_pre` is not reached.
+    pub fn until(mut self, layer: usize) -> Self {
+        self.until = Some(layer);
+        self
+    }
+
+    /// Where logits are wanted.
+    pub fn logits(mut self, at: LogitsAt) -> Self {
+        self.logits = at;
+        self
+    }
+
+    /// Reads what came before from `cache`, and adds to it.
+    pub fn cache(mut self, cache: &'a mut KvCache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+}
+
+impl Gpt2 {
+    /// Builds a model from a function that gives each tensor of [`Config::tensors`] by name.
+    ///
+    /// # Errors
+    /// Whatever `get` returns.
+    pub fn new(config: Config, mut get: impl FnMut(&str) -> Result<Tensor>) -> Result<Self> {
+        let wte = get("wte.weight")?;
+        let h = (0..config.n_layer)
+            .map(|layer| Block::new(&config, |name| get(&format!("h.{layer}.{name}"))))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            wpe: get("wpe.weight")?,
+            h,
+            ln_f: LayerNorm::new(&config, "ln_f", &mut get)?,
+            lm_head: if config.tie_word_embeddings { wte.clone() } else { get("lm_head.weight")? },
+            wte,
+            config,
+        })
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The type of its weights.
+    pub fn dtype(&self) -> DType {
+        self.wte.dtype()
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        self.wte.device()
+    }
+
+    /// Logits `[prompt, pos, vocab]`, with nothing looked at and nothing changed.
+    ///
+    /// # Errors
+    /// Tokens that do not fit the model (see [`Tokens::check`]).
+    pub fn forward(&self, tokens: &Tokens) -> Result<Tensor> {
+        let output = self.run(Pass::new(tokens), &mut ())?;
+        output.logits.ok_or_else(|| Error::Bug("a full pass ended without logits".into()))
+    }
+
+    /// Runs a pass and calls `hooks` at every site that it reaches.
+    ///
+    /// # Errors
+    /// Tokens or layers that do not fit the model, and whatever `hooks` return.
+    pub fn run<H: Hooks>(&self, pass: Pass<'_>, hooks: &mut H) -> Result<Output> {
+        let Pass { tokens, from, until, logits, mut cache } = pass;
+        let layers = self.config.n_layer;
+        let until = until.unwrap_or(layers);
+        let start = from.as_ref().map_or(0, |(layer, _)| *layer);
+        if start > until || until > layers {
+            return Err(Error::request(format!("cannot run layers {start}..{until} of a model with {layers} layers")));
+        }
+        if start > 0 && cache.is_some() {
+            return Err(Error::request(
+                "a resumed run cannot fill a key-value cache: layers before it would be missing",
+            ));
+        }
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
+        tokens.check(&self.config, past)?;
+        let mask = match &mut cache {
+            Some(cache) => cache.begin(tokens)?,
+            None => Causal::new(0),
+        };
+
+        let mut x = match from {
+            Some((_, resid_pre)) => self.checked_resid(resid_pre, tokens)?,
+            None => self.embed(tokens, cache.as_deref(), hooks)?,
+        };
+        for (layer, block) in self.h.iter().enumerate().take(until).skip(start) {
+            x = block.forward(x, layer, &mask, cache.as_deref_mut(), hooks)?; // [B, P, dim]
+        }
+        if let Some(cache) = cache {
+            cache.finish(tokens);
+        }
+        let logits = if until < layers { None } else { self.unembed_at(&x, tokens, logits, hooks)? };
+        Ok(Output { resid: x, logits })
+    }
+
+    /// The final LayerNorm and the unembedding of any residual stream: `[.., dim]` → `[.., vocab]`.
+    ///
+    /// # Errors
+    /// A last axis that is not d_model.
+    pub fn unembed(&self, resid: &Tensor) -> Result<Tensor> {
+        let x = ops::layer_norm(resid, &self.ln_f.weight, &self.ln_f.bias, self.ln_f.eps)?;
+        Ok(ops::linear_t(&x, &self.lm_head)?)
+    }
+
+    /// The unembedding of a residual stream that is divided by a given standard deviation instead of its own.
+    ///
+    /// # Errors
+    /// Shapes other than `[.., dim]` and `[.., 1]`.
+    pub fn unembed_with_scale(&self, resid: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        let x = ops::affine(&ops::normalize(resid, scale)?, &self.ln_f.weight, &self.ln_f.bias)?;
+        Ok(ops::linear_t(&x, &self.lm_head)?)
+    }
+
+    fn embed<H: Hooks>(&self, tokens: &Tokens, cache: Option<&KvCache>, hooks: &mut H) -> Result<Tensor> {
+        let (b, p) = (tokens.len(), tokens.longest());
+        let positions: Vec<u32> = (0..b)
+            .flat_map(|prompt| {
+                let start = cache.map_or(0, |cache| cache.position(prompt));
+                (start..start + p).map(|pos| pos as u32)
+            })
+            .collect();
+        let look_up = |table: &Tensor, ids: Vec<u32>| -> Result<Tensor> {
+            let ids = Tensor::from_vec(ids, b * p, self.device())?;
+            Ok(table.index_select(&ids, 0)?.reshape((b, p, self.config.n_embd))?)
+        };
+        let embed = hooks.at(Site::Embed, look_up(&self.wte, tokens.padded())?)?; // [B, P, dim]
+        let pos_embed = hooks.at(Site::PosEmbed, look_up(&self.wpe, positions)?)?; // [B, P, dim]
+        Ok((embed + pos_embed)?)
+    }
+
+    fn checked_resid(&self, resid: Tensor, tokens: &Tokens) -> Result<Tensor> {
+        let wanted = [tokens.len(), tokens.longest(), self.config.n_embd];
+        if resid.dims() != wanted {
+            let found = resid.dims();
+            return Err(Error::request(format!(
+                "a run that resumes needs resid_pre of shape {wanted:?}, not {found:?}"
+            )));
+        }
+        Ok(resid.to_dtype(self.dtype())?)
+    }
+
+    fn unembed_at<H: Hooks>(&self, x: &Tensor, tokens: &Tokens, at: LogitsAt, hooks: &mut H) -> Result<Option<Tensor>> {
+        let looked_at = hooks.wants(Site::LnFinalScale) || hooks.wants(Site::LnFinalNormalized);
+        // LayerNorm works row by row, so choosing rows before or after it gives the same bits.
+        let x = match at {
+            LogitsAt::None if !looked_at => return Ok(None),
+            LogitsAt::Last if !looked_at => last(x, tokens)?,
+            _ => x.clone(),
+        };
+        let x = self.ln_f.forward(&x, Site::LnFinalScale, Site::LnFinalNormalized, hooks)?;
+        let x = match at {
+            LogitsAt::None => return Ok(None),
+            LogitsAt::Last if looked_at => last(&x, tokens)?,
+            _ => x,
+        };
+        Ok(Some(hooks.at(Site::Logits, ops::linear_t(&x, &self.lm_head)?)?)) // [B, P or 1, vocab]
+    }
+}
+
+/// The last real position of each prompt: `[B, P, dim]` → `[B, 1, dim]`.
+fn last(x: &Tensor, tokens: &Tokens) -> Result<Tensor> {
+    let rows: Vec<Tensor> = (0..tokens.len())
+        .map(|prompt| {
+            let last = tokens.row(prompt).len() - 1;
+            x.i((prompt..prompt + 1, last..last + 1))
+        })
+        .collect::<candle_core::Result<_>>()?;
+    Ok(Tensor::cat(&rows, 0)?)
+}
+
+impl Block {
+    fn new(config: &Config, mut get: impl FnMut(&str) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            ln_1: LayerNorm::new(config, "ln_1", &mut get)?,
+            attn: Attention {
+                c_attn: Linear::new("attn.c_attn", &mut get)?,
+                c_proj: Linear::new("attn.c_proj", &mut get)?,
+                n_head: config.n_head,
+                head_dim: config.head_dim,
+            },
+            ln_2: LayerNorm::new(config, "ln_2", &mut get)?,
+            mlp: Mlp { c_fc: Linear::new("mlp.c_fc", &mut get)?, c_proj: Linear::new("mlp.c_proj", &mut get)? },
+        })
+    }
+
+    fn forward<H: Hooks>(
+        &self,
+        x: Tensor,
+        layer: usize,
+        mask: &Causal,
+        cache: Option<&mut KvCache>,
+        hooks: &mut H,
+    ) -> Result<Tensor> {
+        let x = hooks.at(Site::ResidPre(layer), x)?; // [B, P, dim]
+        let normal = self.ln_1.forward(&x, Site::Ln1Scale(layer), Site::Ln1Normalized(layer), hooks)?;
+        let attn = self.attn.forward(&normal, layer, mask, cache, hooks)?;
+        let x = hooks.at(Site::ResidMid(layer), (x + attn)?)?; // [B, P, dim]
+        let normal = self.ln_2.forward(&x, Site::Ln2Scale(layer), Site::Ln2Normalized(layer), hooks)?;
+        let mlp = self.mlp.forward(&normal, layer, hooks)?;
+        hooks.at(Site::ResidPost(layer), (x + mlp)?) // [B, P, dim]
+    }
+}
+
+impl Attention {
+    fn forward<H: Hooks>(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        mask: &Causal,
+        cache: Option<&mut KvCache>,
+        hooks: &mut H,
+    ) -> Result<Tensor> {
+        let (b, p, _) = x.dims3()?;
+        let qkv = self.c_attn.forward(x)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
+        let q = hooks.at(Site::Q(layer), qkv.i((.., .., 0))?)?; // [B, P, H, D]
+        let k = hooks.at(Site::K(layer), qkv.i((.., .., 1))?)?; // [B, P, H, D]
+        let v = hooks.at(Site::V(layer), qkv.i((.., .., 2))?)?; // [B, P, H, D]
+        let (k, v) = match cache {
+            Some(cache) => cache.append(layer, &k, &v)?, // [B, K, H, D]
+            None => (k, v),
+        };
+        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let scores = hooks.at(Site::AttnScores(layer), ops::attention_scores(&q, &k, scale, mask)?)?; // [B, H, P, K]
+        let pattern = ops::causal_softmax(&scores, mask)?; // [B, H, P, K]
+        let id = pattern.id();
+        let mut pattern = hooks.at(Site::Pattern(layer), pattern)?;
+        if pattern.id() != id {
+            pattern = ops::masked(&pattern, 0.0, mask)?; // whatever a hook returns, the future stays closed
+        }
+        let z = hooks.at(Site::Z(layer), ops::attend(&pattern, &v, mask)?)?; // [B, P, H, D]
+        let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?)?; // [B, P, dim]
+        if hooks.wants(Site::Result(layer)) {
+            let result = self.per_head(&z)?; // [B, P, H, dim]
+            let seen = hooks.at(Site::Result(layer), result.clone())?;
+            if seen.id() != result.id() {
+                // Only the difference enters, so that looking changes nothing, to the bit.
+                out = (out + (seen - result)?.sum(2)?)?;
+            }
+        }
+        hooks.at(Site::AttnOut(layer), out)
+    }
+
+    /// What each head adds to the residual stream: `z · W_O`, `[B, P, H, D]` → `[B, P, H, dim]`.
+    fn per_head(&self, z: &Tensor) -> Result<Tensor> {
+        let results = (0..self.n_head)
+            .map(|head| {
+                let weight = self.c_proj.weight.narrow(0, head * self.head_dim, self.head_dim)?; // [D, dim]
+                let zero = self.c_proj.bias.zeros_like()?;
+                ops::linear(&z.i((.., .., head))?, &weight, &zero)
+            })
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Tensor::stack(&results, 2)?)
+    }
+}
+
+impl Mlp {
+    fn forward<H: Hooks>(&self, x: &Tensor, layer: usize, hooks: &mut H) -> Result<Tensor> {
+        let pre = hooks.at(Site::MlpPre(layer), self.c_fc.forward(x)?)?; // [B, P, neuron]
+        let post = hooks.at(Site::MlpPost(layer), ops::gelu(&pre)?)?; // [B, P, neuron]
+        hooks.at(Site::MlpOut(layer), self.c_proj.forward(&post)?) // [B, P, dim]
+    }
+}
+
+impl Linear {
+    fn new(name: &str, get: &mut impl FnMut(&str) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { weight: get(&format!("{name}.weight"))?, bias: get(&format!("{name}.bias"))? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, &self.bias)?)
+    }
+}
+
+impl LayerNorm {
+    fn new(config: &Config, name: &str, get: &mut impl FnMut(&str) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            weight: get(&format!("{name}.weight"))?,
+            bias: get(&format!("{name}.bias"))?,
+            eps: config.layer_norm_epsilon,
+        })
+    }
+
+    fn forward<H: Hooks>(&self, x: &Tensor, scale: Site, normalized: Site, hooks: &mut H) -> Result<Tensor> {
+        if !hooks.wants(scale) && !hooks.wants(normalized) {
+            return Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?); // the same bits in one pass
+        }
+        let s = hooks.at(scale, ops::norm_scale(x, self.eps)?)?; // [B, P, 1]
+        let n = hooks.at(normalized, ops::normalize(x, &s)?)?; // [B, P, dim]
+        Ok(ops::affine(&n, &self.weight, &self.bias)?)
+    }
+}

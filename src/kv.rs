@@ -1,0 +1,112 @@
+//! Keys and values of the tokens that the model has already read.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ops::Causal;
+use crate::tokens::Tokens;
+
+/// A key–value cache for one batch of prompts.
+///
+/// The first pass may be ragged: its padding stays in the cache as a hole that no later query sees, and later tokens
+/// continue each prompt at its own position.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys and values per layer, `[prompt, capacity, head, dim]`, filled up to `len`.
+    layers: Vec<Option<(Tensor, Tensor)>>,
+    len: usize,
+    /// Tokens read so far, per prompt.
+    positions: Vec<usize>,
+    holes: Vec<Range<usize>>,
+    limit: usize,
+}
+
+impl KvCache {
+    /// An empty cache for a model of this shape.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            layers: vec![None; config.n_layer],
+            len: 0,
+            positions: Vec::new(),
+            holes: Vec::new(),
+            limit: config.n_positions,
+        }
+    }
+
+    /// Slots in use, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The position of the next token of `prompt`.
+    pub fn position(&self, prompt: usize) -> usize {
+        self.positions.get(prompt).copied().unwrap_or(0)
+    }
+
+    /// Whether prompts of different lengths share this cache.
+    pub fn is_ragged(&self) -> bool {
+        !self.holes.is_empty()
+    }
+
+    /// Checks that `tokens` can follow what is cached, and says what they may look at.
+    pub(crate) fn begin(&mut self, tokens: &Tokens) -> Result<Causal> {
+        if self.is_empty() {
+            self.positions = vec![0; tokens.len()];
+            return Ok(Causal::new(0));
+        }
+        if tokens.len() != self.positions.len() {
+            let (have, got) = (self.positions.len(), tokens.len());
+            return Err(Error::request(format!("the cache holds {have} prompts, not {got}")));
+        }
+        if tokens.is_ragged() {
+            return Err(Error::request("only the first pass of a cache may hold prompts of different lengths"));
+        }
+        Ok(Causal::with_holes(self.len, self.holes.clone()))
+    }
+
+    /// Stores the keys and values of new tokens; returns all of them up to now.
+    pub(crate) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (k, v) = (k.contiguous()?, v.contiguous()?);
+        let new = k.dim(1)?;
+        let end = self.len + new;
+        if self.layers[layer].as_ref().map_or(0, |(k, _)| k.dim(1).unwrap_or(0)) < end {
+            // Room for as much again, so that a long generation copies its past only a few times.
+            let capacity = (2 * end).max(64).min(self.limit.max(end));
+            let grown = |old: Option<&Tensor>, like: &Tensor| -> Result<Tensor> {
+                let (b, _, h, d) = like.dims4()?;
+                let room = Tensor::zeros((b, capacity, h, d), like.dtype(), like.device())?;
+                if let Some(old) = old {
+                    room.slice_set(&old.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                }
+                Ok(room)
+            };
+            let old = self.layers[layer].as_ref();
+            self.layers[layer] = Some((grown(old.map(|kv| &kv.0), &k)?, grown(old.map(|kv| &kv.1), &v)?));
+        }
+        let Some((keys, values)) = &self.layers[layer] else {
+            return Err(Error::Bug("a cache layer vanished".into()));
+        };
+        keys.slice_set(&k, 1, self.len)?;
+        values.slice_set(&v, 1, self.len)?;
+        Ok((keys.narrow(1, 0, end)?, values.narrow(1, 0, end)?))
+    }
+
+    /// Counts the tokens of a finished pass as read.
+    pub(crate) fn finish(&mut self, tokens: &Tokens) {
+        if self.is_empty() && tokens.is_ragged() {
+            self.holes = (0..tokens.len()).map(|i| tokens.row(i).len()..tokens.longest()).collect();
+        }
+        for (prompt, position) in self.positions.iter_mut().enumerate() {
+            *position += tokens.row(prompt).len();
+        }
+        self.len += tokens.longest();
+    }
+}

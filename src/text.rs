@@ -1,0 +1,306 @@
+//! Text to tokens and back: GPT-2's byte-level BPE.
+
+use std::path::Path;
+
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper};
+
+use crate::error::{Error, Result};
+use crate::tokens::Tokens;
+
+/// Begins a text and ends a document, in every GPT-2.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// Longest prompt in bytes; far more than any context holds.
+pub const MAX_PROMPT: usize = 1 << 20;
+
+/// Longest run of whitespace: beyond a million the regex engine gives up splitting and later words go wrong.
+const MAX_WHITESPACE: usize = 1 << 16;
+
+/// Largest tokenizer file that is read.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Whether a prompt starts with [`END_OF_TEXT`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bos {
+    /// Prepended as TransformerLens does, never twice.
+    #[default]
+    Auto,
+    /// Prepended, even if the text already starts with one.
+    Yes,
+    /// Not prepended.
+    No,
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Whether to start with [`END_OF_TEXT`].
+    pub bos: Bos,
+    /// Whether `<|endoftext|>` in the text is the special token; otherwise it is thirteen ordinary characters.
+    pub allow_special: bool,
+}
+
+/// A byte-level BPE tokenizer.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    end_of_text: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json`, or a directory with it or with `vocab.json` and `merges.txt`.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Data`].
+    pub fn load(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::from_json(&crate::weights::read_small(path, MAX_FILE)?, path);
+        }
+        let json = path.join("tokenizer.json");
+        if json.exists() {
+            return Self::load(&json);
+        }
+        let (vocab, merges) = (path.join("vocab.json"), path.join("merges.txt"));
+        if !vocab.exists() && !merges.exists() {
+            return Err(Error::Missing(format!(
+                "{}: no tokenizer.json, and no vocab.json with merges.txt; name one with --tokenizer",
+                path.display()
+            )));
+        }
+        Self::from_vocab_and_merges(&vocab, &merges)
+    }
+
+    /// Reads the content of a `tokenizer.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Data`] unless it is a byte-level BPE.
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::data(path, format!("not a tokenizer: {}", crate::error::shorten(&e.to_string()))))?;
+        Self::check(inner, path)
+    }
+
+    fn from_vocab_and_merges(vocab: &Path, merges: &Path) -> Result<Self> {
+        // Read here first, so that a missing or huge file is our error and not the library's.
+        let words = crate::weights::read_small(vocab, MAX_FILE)?;
+        let merge_text = crate::weights::read_small(merges, MAX_FILE)?;
+        let words: std::collections::BTreeMap<String, u32> =
+            serde_json::from_slice(&words).map_err(|e| Error::data(vocab, format!("not a vocabulary: {e}")))?;
+        let merge_text = String::from_utf8(merge_text).map_err(|e| Error::data(merges, format!("not UTF-8: {e}")))?;
+        let pairs = merge_text
+            .lines()
+            .filter(|line| !line.starts_with("#version") && !line.is_empty())
+            .enumerate()
+            .map(|(i, line)| match line.split_once(' ') {
+                Some((a, b)) if !b.contains(' ') => Ok((a.to_string(), b.to_string())),
+                _ => Err(Error::data(merges, format!("merge {i} is not two tokens: {}", crate::error::shorten(line)))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let bpe = BPE::builder()
+            .vocab_and_merges(words.into_iter().collect::<Vocab>(), pairs)
+            .build()
+            .map_err(|e| Error::data(merges, format!("merges and vocabulary disagree: {e}")))?;
+        let mut inner = byte_level(bpe);
+        if inner.token_to_id(END_OF_TEXT).is_some() {
+            add_end_of_text(&mut inner)?;
+        }
+        Self::check(inner, vocab)
+    }
+
+    /// Learns a byte-level BPE of `vocab_size` entries, [`END_OF_TEXT`] last as in GPT-2.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a vocabulary that cannot hold all bytes.
+    pub fn train(texts: impl Iterator<Item = String> + Send, vocab_size: usize) -> Result<Self> {
+        if vocab_size < 258 {
+            return Err(Error::request(format!("vocab_size {vocab_size} is too small; 256 bytes need at least 258")));
+        }
+        let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+        alphabet.sort_unstable();
+        let trainer = BpeTrainer::builder()
+            .vocab_size(vocab_size - 1)
+            .min_frequency(2)
+            .show_progress(false)
+            .initial_alphabet(alphabet.into_iter().collect())
+            .build();
+        let mut inner = byte_level(BPE::default());
+        inner
+            .train(&mut TrainerWrapper::from(trainer), texts)
+            .map_err(|e| Error::Bug(format!("tokenizer training: {e}")))?;
+        add_end_of_text(&mut inner)?;
+        Self::check(inner, Path::new("tokenizer.json"))
+    }
+
+    fn check(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self> {
+        if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
+            return Err(Error::data(path, "not a BPE tokenizer; GPT-2 needs a byte-level BPE"));
+        }
+        let byte_level = match inner.get_pre_tokenizer() {
+            Some(PreTokenizerWrapper::ByteLevel(_)) => true,
+            Some(PreTokenizerWrapper::Sequence(steps)) => {
+                steps.as_ref().iter().any(|step| matches!(step, PreTokenizerWrapper::ByteLevel(_)))
+            }
+            _ => false,
+        };
+        if !byte_level {
+            return Err(Error::data(path, "its pre-tokenizer is not ByteLevel; GPT-2 needs a byte-level BPE"));
+        }
+        // Truncation and padding are stored in some files and would apply silently.
+        inner.with_truncation(None).map_err(|e| Error::data(path, e.to_string()))?;
+        inner.with_padding(None);
+        // A prompt's own `<|endoftext|>` is text; `encode` inserts the token where it was allowed.
+        inner.set_encode_special_tokens(true);
+        let end_of_text = inner.token_to_id(END_OF_TEXT);
+        Ok(Self { inner, end_of_text })
+    }
+
+    /// The content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if the library cannot write what it read.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|e| Error::Bug(format!("tokenizer: {e}")))
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// The id of [`END_OF_TEXT`].
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.end_of_text
+    }
+
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for text that is too long or has no tokens.
+    pub fn encode(&self, text: &str, encoding: Encoding) -> Result<Vec<u32>> {
+        check_size(text)?;
+        let mut ids = Vec::new();
+        let mut rest = text;
+        if encoding.allow_special {
+            while let Some((before, after)) = rest.split_once(END_OF_TEXT) {
+                ids.extend(self.encode_plain(before)?);
+                ids.push(self.bos_id()?);
+                rest = after;
+            }
+        }
+        ids.extend(self.encode_plain(rest)?);
+        let bos = match encoding.bos {
+            Bos::Yes => Some(self.bos_id()?),
+            Bos::Auto => self.end_of_text.filter(|id| ids.first() != Some(id)),
+            Bos::No => None,
+        };
+        ids.splice(0..0, bos);
+        Ok(ids)
+    }
+
+    fn bos_id(&self) -> Result<u32> {
+        self.end_of_text.ok_or_else(|| Error::request(format!("this tokenizer has no {END_OF_TEXT}; use --bos no")))
+    }
+
+    /// Encodes with special tokens as ordinary text.
+    fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Bug(format!("tokenizer: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A batch from texts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], with the number of the prompt.
+    pub fn tokens(&self, texts: &[impl AsRef<str>], encoding: Encoding) -> Result<Tokens> {
+        let rows = texts
+            .iter()
+            .enumerate()
+            .map(|(i, text)| {
+                let ids = self.encode(text.as_ref(), encoding)?;
+                if ids.is_empty() {
+                    return Err(Error::request(format!("prompt {i} is empty; give text, or start it with --bos yes")));
+                }
+                Ok(ids)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let text = rows.iter().map(|row| row.iter().map(|&id| self.text(id)).collect()).collect();
+        Tokens::from_ids(rows)?.with_text(text)
+    }
+
+    /// The bytes of one token; none for an id outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        if Some(id) == self.end_of_text {
+            return Some(token.into_bytes());
+        }
+        let mut bytes = Vec::with_capacity(token.len());
+        for c in token.chars() {
+            match byte_of(c) {
+                Some(byte) => bytes.push(byte),
+                None => bytes.extend(c.to_string().bytes()),
+            }
+        }
+        Some(bytes)
+    }
+
+    /// The text of one token: itself where it is UTF-8, its bytes as `\xE2` where it is only part of a character.
+    pub fn text(&self, id: u32) -> String {
+        match self.bytes(id) {
+            None => format!("<{id}>"),
+            Some(bytes) => String::from_utf8(bytes)
+                .unwrap_or_else(|e| e.as_bytes().iter().map(|byte| format!("\\x{byte:02X}")).collect()),
+        }
+    }
+
+    /// The text of a sequence; bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().filter_map(|&id| self.bytes(id)).flatten().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+fn check_size(text: &str) -> Result<()> {
+    if text.len() > MAX_PROMPT {
+        return Err(Error::request(format!("prompt has {} bytes; at most {MAX_PROMPT} are read", text.len())));
+    }
+    let mut run = 0;
+    for c in text.chars() {
+        run = if c.is_whitespace() { run + 1 } else { 0 };
+        if run > MAX_WHITESPACE {
+            return Err(Error::request(format!("prompt has more than {MAX_WHITESPACE} spaces in a row")));
+        }
+    }
+    Ok(())
+}
+
+fn byte_level(bpe: BPE) -> tokenizers::Tokenizer {
+    let mut inner = tokenizers::Tokenizer::new(bpe);
+    inner
+        .with_pre_tokenizer(Some(ByteLevel::new(false, true, true)))
+        .with_decoder(Some(ByteLevel::default()))
+        .with_post_processor(Some(ByteLevel::new(true, false, true)));
+    inner
+}
+
+fn add_end_of_text(inner: &mut tokenizers::Tokenizer) -> Result<()> {
+    let added = inner.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]);
+    added.map(|_| ()).map_err(|e| Error::Bug(format!("tokenizer: {e}")))
+}
+
+/// The byte that a character of a byte-level vocabulary stands for (GPT-2's `bytes_to_unicode`, inverted).
+fn byte_of(c: char) -> Option<u8> {
+    let printable = |b: u32| (0x21..=0x7E).contains(&b) || (0xA1..=0xAC).contains(&b) || (0xAE..=0xFF).contains(&b);
+    let code = c as u32;
+    if printable(code) {
+        return u8::try_from(code).ok();
+    }
+    // The other 68 bytes are numbered from U+0100 on, in their own order.
+    let nth = code.checked_sub(0x100)? as usize;
+    (0..=0xFF_u32).filter(|&b| !printable(b)).nth(nth).and_then(|b| u8::try_from(b).ok())
+}

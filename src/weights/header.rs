@@ -1,0 +1,210 @@
+//! The header of a safetensors file, checked whole before anything is allocated for its tensors.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// Largest header that is read; GPT-2 XL needs less than 64 KiB.
+const MAX_HEADER: u64 = 8 << 20;
+
+/// Where the bytes of a checkpoint are.
+#[derive(Debug)]
+pub enum Source {
+    File(File),
+    /// Compiled into the binary.
+    Embedded(&'static [u8]),
+}
+
+impl Source {
+    pub fn len(&self) -> std::io::Result<u64> {
+        match self {
+            Source::File(file) => Ok(file.metadata()?.len()),
+            Source::Embedded(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+
+    /// Fills `buffer` from byte `offset` on. A file that shrank meanwhile is an error, never a fault.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match self {
+            Source::File(file) => std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset),
+            Source::Embedded(bytes) => {
+                let end = usize::try_from(offset).ok().and_then(|start| bytes.get(start..start + buffer.len()));
+                buffer.copy_from_slice(end.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A file of tensors whose header has been checked: what it holds and where.
+#[derive(Debug)]
+pub struct Header {
+    pub path: PathBuf,
+    pub source: Source,
+    /// Offset of the first tensor's first byte.
+    pub data_start: u64,
+    /// Every tensor, in the order of the header.
+    pub tensors: Vec<(String, TensorInfo)>,
+}
+
+impl Header {
+    /// Opens `path` and checks that its header describes the rest of the file exactly.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where there is no regular file, [`Error::Data`] with the fault otherwise.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::check(path, Source::File(open_regular(path)?))
+    }
+
+    /// [`Header::open`] for a checkpoint that is compiled in.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        Self::check(Path::new(name), Source::Embedded(bytes))
+    }
+
+    fn check(path: &Path, source: Source) -> Result<Self> {
+        let wrong = |what: String| Error::data(path, what);
+        let io = |e| Error::reading(path, e);
+        let size = source.len().map_err(io)?;
+        if size < 8 {
+            return Err(wrong(format!("header: {size} bytes is too short for a safetensors file")));
+        }
+        let mut length = [0; 8];
+        source.read_at(&mut length, 0).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER || length > size - 8 {
+            return Err(wrong(format!(
+                "header: claims {length} bytes, but the file has {size} and a header at most {MAX_HEADER}"
+            )));
+        }
+        let mut text = vec![0; length as usize];
+        source.read_at(&mut text, 8).map_err(io)?;
+        let text = std::str::from_utf8(&text).map_err(|e| wrong(format!("header: not UTF-8: {e}")))?;
+        let entries: Entries =
+            serde_json::from_str(text).map_err(|e| wrong(format!("header: {}", clean(&e.to_string()))))?;
+        check_layout(&entries.0, size - 8 - length).map_err(|what| wrong(format!("header: {what}")))?;
+        Ok(Self { path: path.to_path_buf(), source, data_start: 8 + length, tensors: entries.0 })
+    }
+}
+
+/// Opens a regular file and nothing else: a pipe would hang, a device would never end.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound if path.is_symlink() => {
+            Error::Missing(format!("{}: a link to a file that does not exist", path.display()))
+        }
+        _ => Error::reading(path, e),
+    })?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
+        return Err(Error::Missing(format!("{}: {what}, where a file is wanted", path.display())));
+    }
+    File::open(path).map_err(|e| Error::reading(path, e))
+}
+
+/// Reads a regular file of at most `limit` bytes whole.
+pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::reading(path, e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::data(path, format!("larger than the {limit} bytes that such a file may have")));
+    }
+    Ok(bytes)
+}
+
+fn clean(message: &str) -> String {
+    crate::error::shorten(message)
+}
+
+/// Tensors must cover the data without overlap or hole, and each must be as long as its shape says.
+fn check_layout(tensors: &[(String, TensorInfo)], data: u64) -> std::result::Result<(), String> {
+    let mut by_offset: Vec<&(String, TensorInfo)> = tensors.iter().collect();
+    by_offset.sort_by_key(|(_, info)| info.data_offsets);
+    let mut expected = 0;
+    for (name, info) in by_offset {
+        let name = clean(name);
+        let (start, end) = info.data_offsets;
+        if start != expected || end < start {
+            return Err(format!("tensor `{name}` is at bytes {start}..{end}, where one should start at {expected}"));
+        }
+        let size = info
+            .shape
+            .iter()
+            .try_fold(1_usize, |n, &dim| n.checked_mul(dim))
+            .and_then(|n| n.checked_mul(info.dtype.bitsize()))
+            .map(|bits| bits / 8);
+        match size {
+            None => return Err(format!("tensor `{name}`: the shape {:?} overflows", info.shape)),
+            Some(0) => return Err(format!("tensor `{name}` is empty: its shape is {:?}", info.shape)),
+            Some(size) if size != end - start => {
+                return Err(format!(
+                    "tensor `{name}` of {:?} {:?} needs {size} bytes but has {}",
+                    info.dtype,
+                    info.shape,
+                    end - start
+                ));
+            }
+            Some(_) => expected = end,
+        }
+    }
+    match data.cmp(&(expected as u64)) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => {
+            Err(format!("expected {expected} bytes of data, found {data}: the file is cut short; download it again"))
+        }
+        std::cmp::Ordering::Greater => Err(format!("{} bytes follow the last tensor", data - expected as u64)),
+    }
+}
+
+/// The header's entries in order; unlike a map it notices a name that comes twice.
+struct Entries(Vec<(String, TensorInfo)>);
+
+impl<'de> serde::Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                let mut seen = std::collections::HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format!("`{name}` appears twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<std::collections::BTreeMap<String, String>>()?;
+                    } else {
+                        let info = map
+                            .next_value::<TensorInfo>()
+                            .map_err(|e| serde::de::Error::custom(format!("tensor `{name}`: {e}")))?;
+                        entries.push((name, info));
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Visit)
+    }
+}
+
+/// The candle type of a stored dtype, for those that weights may have.
+pub fn float_dtype(dtype: Dtype) -> Option<candle_core::DType> {
+    match dtype {
+        Dtype::F32 => Some(candle_core::DType::F32),
+        Dtype::F16 => Some(candle_core::DType::F16),
+        Dtype::BF16 => Some(candle_core::DType::BF16),
+        _ => None,
+    }
+}
