@@ -1,0 +1,275 @@
+//! A drawing as a list of shapes, written as SVG or PNG by plotters.
+
+use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
+use plotters::coord::Shift;
+use plotters::drawing::{DrawingArea, IntoDrawingArea};
+use plotters::element::{BitMapElement, PathElement, Rectangle, Text};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{Color, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle, register_font};
+
+use super::palette::{PAPER, Rgb};
+use crate::error::{Error, Result, printable};
+
+/// The name under which the embedded font is known; a browser that lacks it takes its own sans-serif.
+const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
+static FONT_BYTES: &[u8] = include_bytes!("font.ttf");
+
+/// Pixels of a PNG per unit of the drawing.
+const PNG_SCALE: u32 = 2;
+
+/// Largest side of a drawing: beyond it viewers and memory give up.
+pub const MAX_SIDE: u32 = 12_000;
+
+/// Where text sits relative to its point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// The point is at the left end.
+    Start,
+    /// The point is in the middle.
+    Middle,
+    /// The point is at the right end.
+    End,
+}
+
+#[derive(Clone, Debug)]
+enum Shape {
+    Rect {
+        at: (i32, i32),
+        size: (i32, i32),
+        color: Rgb,
+    },
+    Frame {
+        at: (i32, i32),
+        size: (i32, i32),
+        color: Rgb,
+    },
+    Path {
+        points: Vec<(i32, i32)>,
+        color: Rgb,
+        width: u32,
+    },
+    Text {
+        at: (i32, i32),
+        text: String,
+        size: u32,
+        color: Rgb,
+        anchor: Anchor,
+        upright: bool,
+    },
+    /// Equal cells of colour, rows from the top.
+    Cells {
+        at: (i32, i32),
+        cell: (u32, u32),
+        columns: usize,
+        colors: Vec<Rgb>,
+    },
+}
+
+/// A picture.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    width: u32,
+    height: u32,
+    shapes: Vec<Shape>,
+}
+
+impl Figure {
+    /// An empty page of at least one unit.
+    pub fn new(width: u32, height: u32) -> Self {
+        Self { width: width.clamp(1, MAX_SIDE), height: height.clamp(1, MAX_SIDE), shapes: Vec::new() }
+    }
+
+    /// Width and height in units (pixels of the SVG).
+    pub fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
+    }
+
+    /// A filled rectangle.
+    pub fn rect(&mut self, at: (i32, i32), size: (i32, i32), color: Rgb) {
+        self.shapes.push(Shape::Rect { at, size, color });
+    }
+
+    /// The outline of a rectangle.
+    pub fn frame(&mut self, at: (i32, i32), size: (i32, i32), color: Rgb) {
+        self.shapes.push(Shape::Frame { at, size, color });
+    }
+
+    /// A line through points.
+    pub fn path(&mut self, points: Vec<(i32, i32)>, color: Rgb, width: u32) {
+        self.shapes.push(Shape::Path { points, color, width });
+    }
+
+    /// Horizontal text, vertically centred on its point. Control characters are shown escaped.
+    pub fn text(&mut self, at: (i32, i32), text: &str, size: u32, color: Rgb, anchor: Anchor) {
+        let text = printable(text);
+        self.shapes.push(Shape::Text { at, text, size, color, anchor, upright: false });
+    }
+
+    /// Text that reads from bottom to top, horizontally centred on its point.
+    pub fn upright_text(&mut self, at: (i32, i32), text: &str, size: u32, color: Rgb, anchor: Anchor) {
+        let text = printable(text);
+        self.shapes.push(Shape::Text { at, text, size, color, anchor, upright: true });
+    }
+
+    /// A grid of cells, `columns` to a row.
+    pub fn cells(&mut self, at: (i32, i32), cell: (u32, u32), columns: usize, colors: Vec<Rgb>) {
+        self.shapes.push(Shape::Cells { at, cell, columns, colors });
+    }
+
+    /// This picture with another to its right.
+    pub fn beside(mut self, other: Figure) -> Figure {
+        let dx = self.width as i32;
+        let shift = |(x, y): (i32, i32)| (x + dx, y);
+        self.shapes.extend(other.shapes.into_iter().map(|shape| match shape {
+            Shape::Rect { at, size, color } => Shape::Rect { at: shift(at), size, color },
+            Shape::Frame { at, size, color } => Shape::Frame { at: shift(at), size, color },
+            Shape::Path { points, color, width } => {
+                Shape::Path { points: points.into_iter().map(shift).collect(), color, width }
+            }
+            Shape::Text { at, text, size, color, anchor, upright } => {
+                Shape::Text { at: shift(at), text, size, color, anchor, upright }
+            }
+            Shape::Cells { at, cell, columns, colors } => Shape::Cells { at: shift(at), cell, columns, colors },
+        }));
+        self.width = (self.width + other.width).min(MAX_SIDE);
+        self.height = self.height.max(other.height);
+        self
+    }
+
+    /// Every text in the picture.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.shapes.iter().filter_map(|shape| match shape {
+            Shape::Text { text, .. } => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The picture as SVG.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if plotters fails.
+    pub fn svg(&self) -> Result<String> {
+        let mut svg = String::new();
+        {
+            let area = SVGBackend::with_string(&mut svg, (self.width, self.height)).into_drawing_area();
+            self.draw(&area, 1)?;
+        }
+        Ok(svg)
+    }
+
+    /// The picture as PNG, two pixels to a unit.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if plotters fails.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let (width, height) = (self.width * PNG_SCALE, self.height * PNG_SCALE);
+        let mut pixels = vec![255; (width * height * 3) as usize];
+        {
+            let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+            self.draw(&area, PNG_SCALE as i32)?;
+        }
+        encode_png(&pixels, width, height)
+    }
+
+    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, scale: i32) -> Result<()> {
+        load_font()?;
+        let fail = |e: &dyn std::fmt::Display| Error::Bug(format!("drawing: {e}"));
+        area.fill(&rgb(PAPER)).map_err(|e| fail(&e))?;
+        for shape in &self.shapes {
+            self.draw_shape(area, shape, scale).map_err(|e| fail(&e))?;
+        }
+        area.present().map_err(|e| fail(&e))
+    }
+
+    fn draw_shape<B: DrawingBackend>(
+        &self,
+        area: &DrawingArea<B, Shift>,
+        shape: &Shape,
+        scale: i32,
+    ) -> std::result::Result<(), plotters::drawing::DrawingAreaErrorKind<B::ErrorType>> {
+        let to = |(x, y): (i32, i32)| (x * scale, y * scale);
+        match shape {
+            // plotters' rectangles include their far edge.
+            Shape::Rect { at, size, color } => {
+                let (x, y) = to((at.0 + size.0, at.1 + size.1));
+                area.draw(&Rectangle::new([to(*at), (x - 1, y - 1)], rgb(*color).filled()))
+            }
+            Shape::Frame { at, size, color } => {
+                let style = ShapeStyle { color: rgb(*color).to_rgba(), filled: false, stroke_width: scale as u32 };
+                area.draw(&Rectangle::new([to(*at), to((at.0 + size.0, at.1 + size.1))], style))
+            }
+            Shape::Path { points, color, width } => {
+                let style =
+                    ShapeStyle { color: rgb(*color).to_rgba(), filled: false, stroke_width: width * scale as u32 };
+                area.draw(&PathElement::new(points.iter().map(|p| to(*p)).collect::<Vec<_>>(), style))
+            }
+            Shape::Text { at, text, size, color, anchor, upright } => {
+                let pos = Pos::new(
+                    match anchor {
+                        Anchor::Start => HPos::Left,
+                        Anchor::Middle => HPos::Center,
+                        Anchor::End => HPos::Right,
+                    },
+                    VPos::Center,
+                );
+                let font = font(*size * scale as u32);
+                let font = if *upright { font.transform(FontTransform::Rotate270) } else { font };
+                let color = rgb(*color);
+                let style = TextStyle::from(font).color(&color).pos(pos);
+                area.draw(&Text::new(text.as_str(), to(*at), style))
+            }
+            Shape::Cells { at, cell, columns, colors } => {
+                let (w, h) = (cell.0 * scale as u32, cell.1 * scale as u32);
+                let width = w * *columns as u32;
+                let mut pixels = Vec::with_capacity(colors.len() * (w * h * 3) as usize);
+                for row in colors.chunks(*columns) {
+                    let line: Vec<u8> = row.iter().flat_map(|color| color.repeat(w as usize)).collect();
+                    for _ in 0..h {
+                        pixels.extend_from_slice(&line);
+                    }
+                }
+                let height = h * (colors.len() / (*columns).max(1)) as u32;
+                match BitMapElement::with_owned_buffer(to(*at), (width, height), pixels) {
+                    Some(image) => area.draw(&image),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// What a notebook shows for this figure: evcxr calls it on the last expression of a cell.
+    pub fn evcxr_display(&self) {
+        if let Ok(svg) = self.svg() {
+            // One line, so that no text in the picture can look like the end of the block.
+            println!("EVCXR_BEGIN_CONTENT text/html\n{}\nEVCXR_END_CONTENT", svg.replace(['\n', '\r'], " "));
+        }
+    }
+}
+
+fn font(size: u32) -> plotters::style::FontDesc<'static> {
+    // plotters writes SVG sizes divided by 1.24 and gives the font its size from ascent to descent.
+    (FONT, f64::from(size) * 1.24).into_font()
+}
+
+/// Width of a text in units.
+pub fn text_width(text: &str, size: u32) -> u32 {
+    let measured = load_font().ok().and_then(|()| font(size).box_size(&printable(text)).ok());
+    measured.map_or(size * text.chars().count() as u32 * 6 / 10, |(width, _)| width)
+}
+
+fn load_font() -> Result<()> {
+    register_font(FONT, FontStyle::Normal, FONT_BYTES).map_err(|_| Error::Bug("the embedded font is broken".into()))
+}
+
+fn rgb([r, g, b]: Rgb) -> RGBColor {
+    RGBColor(r, g, b)
+}
+
+fn encode_png(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
+    use image::ImageEncoder;
+    let mut png = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut png)
+        .write_image(pixels, width, height, image::ColorType::Rgb8)
+        .map_err(|e| Error::Bug(format!("PNG: {e}")))?;
+    Ok(png)
+}

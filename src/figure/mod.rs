@@ -1,0 +1,13 @@
+//! Figures: pictures of frames, as SVG and PNG.
+
+mod canvas;
+mod charts;
+mod heatmap;
+mod palette;
+mod views;
+
+pub use canvas::{Anchor, Figure};
+pub use charts::{Bars, Line, Lines, Strip};
+pub use heatmap::{HeatMaps, Panel};
+pub use palette::{Rgb, Scale};
+pub use views::{attention, capture, lens, neurons, predict, residual, shown, sites, tokens, training};

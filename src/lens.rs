@@ -1,0 +1,122 @@
+//! The logit lens (nostalgebraist 2020): what each layer would predict if the model stopped there.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::Tensor;
+use polars::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::frame;
+use crate::gpt2::Gpt2;
+use crate::plan::{Plan, Trace};
+use crate::ranking::{Predictions, best};
+use crate::site::Site;
+use crate::text::Tokenizer;
+use crate::tokens::Tokens;
+
+/// How an intermediate residual stream passes the final LayerNorm. Both are in use, and they differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LayerNormConvention {
+    /// Divided by its own standard deviation: the logit lens.
+    #[default]
+    Recompute,
+    /// Divided by the standard deviation of the final residual stream: direct logit attribution, accumulated.
+    FinalScale,
+}
+
+impl FromStr for LayerNormConvention {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "recompute" => Ok(Self::Recompute),
+            "final-scale" => Ok(Self::FinalScale),
+            other => Err(Error::request(format!(
+                "`{}` is no LayerNorm convention; there are recompute and final-scale",
+                crate::error::shorten(other)
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for LayerNormConvention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recompute => "recompute",
+            Self::FinalScale => "final-scale",
+        })
+    }
+}
+
+/// The `k` likeliest next tokens at every layer and position.
+///
+/// | column | |
+/// |---|---|
+/// | `prompt`, `layer` | the residual stream before that layer; one more than the last layer is the model's output |
+/// | `pos`, `token` | the token after which the prediction is made |
+/// | `rank`, `next_id`, `next` | 0 for the likeliest |
+/// | `logit`, `logprob` | |
+/// | `convention` | how the final LayerNorm was passed |
+///
+/// # Errors
+/// As [`Plan::run`].
+pub fn logit_lens(
+    model: &Gpt2,
+    tokenizer: &Tokenizer,
+    tokens: &Tokens,
+    k: usize,
+    convention: LayerNormConvention,
+) -> Result<DataFrame> {
+    let trace = Plan::new().reads(sites(model.config().n_layer)).run(model, tokens)?;
+    from_trace(model, tokenizer, &trace, k, convention)
+}
+
+/// The sites that the lens reads.
+pub fn sites(layers: usize) -> impl Iterator<Item = Site> {
+    (0..layers).map(Site::ResidPre).chain([Site::ResidPost(layers - 1), Site::LnFinalScale])
+}
+
+/// [`logit_lens`] of a run that read [`sites`].
+///
+/// # Errors
+/// [`Error::NotRead`] for a run that did not.
+pub fn from_trace(
+    model: &Gpt2,
+    tokenizer: &Tokenizer,
+    trace: &Trace,
+    k: usize,
+    convention: LayerNormConvention,
+) -> Result<DataFrame> {
+    let tokens = trace.tokens();
+    let layers = model.config().n_layer;
+    let mut rows = Predictions::default();
+    let mut layer_column = Vec::new();
+    for layer in 0..=layers {
+        let site = if layer < layers { Site::ResidPre(layer) } else { Site::ResidPost(layers - 1) };
+        let (resid, scale) = (trace.get(site)?, trace.get(Site::LnFinalScale)?);
+        for prompt in 0..tokens.len() {
+            // One prompt's logits of one layer at a time: all of them would be a thousand times the stream.
+            let part =
+                |t: &Tensor| -> Result<Tensor> { Ok(t.narrow(0, prompt, 1)?.narrow(1, 0, tokens.row(prompt).len())?) };
+            let logits = match convention {
+                LayerNormConvention::Recompute => model.unembed(&part(resid)?)?,
+                LayerNormConvention::FinalScale => model.unembed_with_scale(&part(resid)?, &part(scale)?)?,
+            };
+            let vocab = logits.dim(2)?;
+            for (pos, logits) in frame::to_f32(&logits)?.chunks(vocab).enumerate() {
+                rows.push(tokens, prompt, pos, &best(logits, k), tokenizer);
+            }
+        }
+        layer_column.resize(rows.len(), layer as u32);
+    }
+    let height = rows.len();
+    let mut columns = rows.columns();
+    columns.insert(1, Column::new("layer".into(), layer_column));
+    columns.push(Column::new_scalar(
+        "convention".into(),
+        Scalar::from(PlSmallStr::from_string(convention.to_string())),
+        height,
+    ));
+    Ok(DataFrame::new(height, columns)?)
+}

@@ -1,0 +1,490 @@
+//! A plan says what to read, what to change and where gradients are wanted; a trace is what happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Tensor, Var, backprop::GradStore};
+
+use crate::config::Config;
+use crate::edit::{Edit, Window};
+use crate::error::{Error, Result};
+use crate::gpt2::{Gpt2, LogitsAt, Pass};
+use crate::hooks::Hooks;
+use crate::kv::KvCache;
+use crate::ops;
+use crate::site::Site;
+use crate::tokens::Tokens;
+
+/// What to read, change and differentiate in one run of the model.
+///
+/// A plan is checked whole before anything runs, and every site in it is visited exactly once or the run fails: an
+/// intervention cannot silently do nothing.
+///
+/// ```no_run
+/// # use interp::{Edit, Gpt2, Plan, Result, Site, Tokens};
+/// # fn example(model: &Gpt2, tokens: &Tokens, direction: &candle_core::Tensor) -> Result<()> {
+/// let trace = Plan::new()
+///     .read(Site::ResidPost(6))
+///     .edit(Edit::zero(Site::Z(9)).head(6))
+///     .edit(Edit::add(Site::ResidPost(4), direction).pos(5))
+///     .grad(Site::ResidPre(0))
+///     .run(model, tokens)?;
+/// let resid = trace.get(Site::ResidPost(6))?; // [prompt, pos, dim]
+/// let loss = trace.logits()?.sqr()?.mean_all()?;
+/// let gradient = trace.backward(&loss)?.get(Site::ResidPre(0))?.clone();
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    reads: BTreeSet<Site>,
+    edits: Vec<Edit>,
+    grads: BTreeSet<Site>,
+    from: Option<(usize, Tensor)>,
+    until: Option<usize>,
+    logits: LogitsAt,
+}
+
+impl Plan {
+    /// Nothing read, nothing changed, logits everywhere.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps the value at a site, as it is after all edits.
+    pub fn read(mut self, site: Site) -> Self {
+        self.reads.insert(site);
+        self
+    }
+
+    /// Keeps the values at several sites.
+    pub fn reads(mut self, sites: impl IntoIterator<Item = Site>) -> Self {
+        self.reads.extend(sites);
+        self
+    }
+
+    /// Makes a change. Several at one site are made in the order in which they were added.
+    pub fn edit(mut self, edit: Edit) -> Self {
+        self.edits.push(edit);
+        self
+    }
+
+    /// Makes several changes.
+    pub fn edits(mut self, edits: impl IntoIterator<Item = Edit>) -> Self {
+        self.edits.extend(edits);
+        self
+    }
+
+    /// Wants the gradient with respect to the value at a site, as it is after all edits.
+    pub fn grad(mut self, site: Site) -> Self {
+        self.grads.insert(site);
+        self
+    }
+
+    /// Resumes at `layer` with `resid_pre` of that layer, from an earlier run.
+    pub fn from(mut self, layer: usize, resid_pre: &Tensor) -> Self {
+        self.from = Some((layer, resid_pre.clone()));
+        self
+    }
+
+    /// Stops before `layer`, without logits.
+    pub fn until(mut self, layer: usize) -> Self {
+        self.until = Some(layer);
+        self
+    }
+
+    /// Where logits are wanted.
+    pub fn logits(mut self, at: LogitsAt) -> Self {
+        self.logits = at;
+        self
+    }
+
+    /// The sites that are read.
+    pub fn read_sites(&self) -> impl Iterator<Item = Site> + '_ {
+        self.reads.iter().copied()
+    }
+
+    /// The edits, in their order.
+    pub fn edit_list(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// Checks the whole plan against a model and a batch without running anything.
+    ///
+    /// # Errors
+    /// The first thing that could not be done, with the numbers.
+    pub fn check(&self, config: &Config, tokens: &Tokens) -> Result<()> {
+        self.check_window(config, tokens, 0, tokens.longest())
+    }
+
+    fn check_window(&self, config: &Config, tokens: &Tokens, past: usize, horizon: usize) -> Result<()> {
+        tokens.check(config, past)?;
+        let layers = config.n_layer;
+        let start = self.from.as_ref().map_or(0, |(layer, _)| *layer);
+        let until = self.until.unwrap_or(layers);
+        if start > until || until > layers {
+            return Err(Error::request(format!("cannot run layers {start}..{until} of a model with {layers} layers")));
+        }
+        let wanted = self.reads.iter().chain(&self.grads).copied().chain(self.edits.iter().map(Edit::site));
+        for site in wanted {
+            self.check_reached(site, start, until, layers)?;
+        }
+        let extents = config.extents(tokens.len(), tokens.longest(), past);
+        for edit in &self.edits {
+            edit.check(&extents, Window { tokens, past, horizon })?;
+        }
+        Ok(())
+    }
+
+    fn check_reached(&self, site: Site, start: usize, until: usize, layers: usize) -> Result<()> {
+        let not_reached = |why: String| Err(Error::NotReached { site, why });
+        if let Some(layer) = site.layer() {
+            return match layer {
+                _ if layer >= layers => not_reached(format!("this model has layers 0..={}", layers - 1)),
+                _ if layer < start => not_reached(format!("the run resumes at layer {start}")),
+                _ if layer >= until => not_reached(format!("the run stops before layer {until}")),
+                _ => Ok(()),
+            };
+        }
+        let after = matches!(site, Site::LnFinalScale | Site::LnFinalNormalized | Site::Logits);
+        match site {
+            _ if after && until < layers => not_reached(format!("the run stops before layer {until}")),
+            _ if !after && self.from.is_some() => not_reached(format!("the run resumes at layer {start}")),
+            Site::Logits if self.logits == LogitsAt::None => not_reached("the run computes no logits".into()),
+            Site::Logits if self.logits == LogitsAt::Last && self.edits.iter().any(|e| e.site() == site) => {
+                not_reached("edits of logits need logits at every position".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the plan.
+    ///
+    /// # Errors
+    /// Everything that [`Plan::check`] finds, and [`Error::NotFinite`] when a value stops being a number.
+    pub fn run(&self, model: &Gpt2, tokens: &Tokens) -> Result<Trace> {
+        self.check(model.config(), tokens)?;
+        let window = Window { tokens, past: 0, horizon: tokens.longest() };
+        self.run_window(model, window, None, None)
+    }
+
+    /// Runs the plan and hands each value that is read to `receive` instead of keeping it, in forward order.
+    ///
+    /// # Errors
+    /// As [`Plan::run`], and whatever `receive` returns.
+    pub fn run_each(
+        &self,
+        model: &Gpt2,
+        tokens: &Tokens,
+        receive: &mut dyn FnMut(Site, &Tensor) -> Result<()>,
+    ) -> Result<Trace> {
+        self.check(model.config(), tokens)?;
+        let window = Window { tokens, past: 0, horizon: tokens.longest() };
+        self.run_window(model, window, None, Some(receive))
+    }
+
+    /// Runs the plan on tokens that follow what `cache` holds, and adds them to it.
+    ///
+    /// Positions in edits are positions of the whole text, and may lie in a part that comes later or came before.
+    ///
+    /// # Errors
+    /// As [`Plan::run`]; gradients, resuming and stopping early need a run without a cache.
+    pub fn run_cached(&self, model: &Gpt2, tokens: &Tokens, cache: &mut KvCache) -> Result<Trace> {
+        let fault = if !self.grads.is_empty() {
+            Some("gradients need")
+        } else if self.from.is_some() || self.until.is_some() {
+            Some("resuming or stopping early needs")
+        } else {
+            None
+        };
+        if let Some(what) = fault {
+            return Err(Error::request(format!("{what} a run without a key-value cache")));
+        }
+        let narrowed = self.edits.iter().find(|edit| edit.is_narrowed_by_position());
+        if let (true, Some(edit)) = (cache.is_ragged() || tokens.is_ragged(), narrowed) {
+            return Err(Error::request(format!(
+                "edit `{edit}`: positions in a cached batch need prompts of one length"
+            )));
+        }
+        let past = cache.len();
+        let horizon = model.config().n_positions;
+        self.check_window(model.config(), tokens, past, horizon)?;
+        self.run_window(model, Window { tokens, past, horizon }, Some(cache), None)
+    }
+
+    fn run_window<'a>(
+        &'a self,
+        model: &Gpt2,
+        window: Window<'a>,
+        mut cache: Option<&mut KvCache>,
+        receive: Option<Receiver<'a>>,
+    ) -> Result<Trace> {
+        let mask = match &mut cache {
+            Some(cache) => cache.begin(window.tokens)?,
+            None => ops::Causal::new(0),
+        };
+        let mut recorder = Recorder::new(self, window, mask, receive);
+        let mut pass = self.pass(window.tokens);
+        if let Some(cache) = cache {
+            pass = pass.cache(cache);
+        }
+        let output = model.run(pass, &mut recorder)?;
+        recorder.check_all_visited()?;
+        let finite = match &output.logits {
+            Some(logits) => ops::all_finite(logits)?,
+            None => ops::all_finite(&output.resid)?,
+        };
+        let Recorder { values, deltas, applied, .. } = recorder;
+        let trace = Trace {
+            tokens: window.tokens.clone(),
+            values,
+            deltas,
+            applied,
+            logits: output.logits,
+            resid: output.resid,
+        };
+        if finite { Ok(trace) } else { Err(self.first_not_finite(model, window)) }
+    }
+
+    fn pass<'a>(&self, tokens: &'a Tokens) -> Pass<'a> {
+        let mut pass = Pass::new(tokens).logits(self.logits);
+        if let Some((layer, resid)) = &self.from {
+            pass = pass.from(*layer, resid.clone());
+        }
+        match self.until {
+            Some(layer) => pass.until(layer),
+            None => pass,
+        }
+    }
+
+    /// Runs once more, without a cache, to say where a value stopped being a number.
+    fn first_not_finite(&self, model: &Gpt2, window: Window<'_>) -> Error {
+        let mut search = Search { found: None };
+        let searched = if window.past == 0 {
+            let mut recorder = Recorder::new(self, window, ops::Causal::new(0), None);
+            model.run(self.pass(window.tokens), &mut Both(&mut recorder, &mut search)).map(|_| ())
+        } else {
+            Ok(())
+        };
+        match (searched, search.found) {
+            (Err(e), None) => e,
+            (_, Some((site, what))) => Error::NotFinite { site, what },
+            (Ok(()), None) => Error::NotFinite { site: Site::Logits, what: "NaN or infinity" },
+        }
+    }
+}
+
+/// Where values that are read go, if they are not kept.
+type Receiver<'a> = &'a mut dyn FnMut(Site, &Tensor) -> Result<()>;
+
+/// Carries out a plan while the model runs.
+struct Recorder<'a> {
+    plan: &'a Plan,
+    window: Window<'a>,
+    mask: ops::Causal,
+    receive: Option<Receiver<'a>>,
+    visited: BTreeSet<Site>,
+    values: BTreeMap<Site, Tensor>,
+    deltas: BTreeMap<Site, Var>,
+    applied: Vec<Applied>,
+}
+
+impl Hooks for Recorder<'_> {
+    fn at(&mut self, site: Site, mut value: Tensor) -> Result<Tensor> {
+        if !self.wants(site) {
+            return Ok(value);
+        }
+        if !self.visited.insert(site) {
+            return Err(Error::Bug(format!("{site} was visited twice")));
+        }
+        let before = value.id();
+        for (edit, applied) in self.plan.edits.iter().zip(&mut self.applied) {
+            if edit.site() != site {
+                continue;
+            }
+            if let Some((edited, change)) = edit.apply(&value, self.window)? {
+                value = edited;
+                applied.relative_change = Some(change);
+            }
+        }
+        // No edit opens the future: what the mask hides is hidden again, so that reads show what is used.
+        if value.id() != before && site.is_attention_map() {
+            let hidden = if matches!(site, Site::AttnScores(_)) { f64::NEG_INFINITY } else { 0.0 };
+            value = ops::masked(&value, hidden, &self.mask)?;
+        }
+        if self.plan.grads.contains(&site) {
+            // candle keeps gradients of variables only, so a variable that is 0 is added.
+            let delta = Var::zeros(value.dims(), value.dtype(), value.device())?;
+            value = (&value + delta.as_tensor())?;
+            self.deltas.insert(site, delta);
+        }
+        if self.plan.reads.contains(&site) {
+            match &mut self.receive {
+                Some(receive) => receive(site, &value)?,
+                None => {
+                    self.values.insert(site, value.clone());
+                }
+            }
+        }
+        Ok(value)
+    }
+
+    fn wants(&self, site: Site) -> bool {
+        self.plan.reads.contains(&site)
+            || self.plan.grads.contains(&site)
+            || self.plan.edits.iter().any(|edit| edit.site() == site)
+    }
+}
+
+impl<'a> Recorder<'a> {
+    fn new(plan: &'a Plan, window: Window<'a>, mask: ops::Causal, receive: Option<Receiver<'a>>) -> Self {
+        Self {
+            plan,
+            window,
+            mask,
+            receive,
+            visited: BTreeSet::new(),
+            values: BTreeMap::new(),
+            deltas: BTreeMap::new(),
+            applied: plan.edits.iter().map(Applied::pending).collect(),
+        }
+    }
+
+    fn check_all_visited(&self) -> Result<()> {
+        let wanted = self.plan.reads.iter().chain(&self.plan.grads).copied();
+        match wanted.chain(self.plan.edits.iter().map(Edit::site)).find(|site| !self.visited.contains(site)) {
+            Some(site) => Err(Error::Bug(format!("{site} was checked to be reached, but was not"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looks for the first value that is not finite.
+struct Search {
+    found: Option<(Site, &'static str)>,
+}
+
+impl Search {
+    fn look(&mut self, site: Site, value: &Tensor) -> Result<()> {
+        // Masked scores are −∞ by design; what is wrong in them shows in the pattern.
+        if self.found.is_some() || matches!(site, Site::AttnScores(_)) || ops::all_finite(value)? {
+            return Ok(());
+        }
+        let values = value.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        let first = values.into_iter().find(|x| !x.is_finite()).unwrap_or(f64::NAN);
+        self.found = Some((site, if first.is_nan() { "NaN" } else { "infinity" }));
+        Ok(())
+    }
+}
+
+/// One set of hooks after another.
+struct Both<'a, A>(&'a mut A, &'a mut Search);
+
+impl<A: Hooks> Hooks for Both<'_, A> {
+    fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
+        let value = self.0.at(site, value)?;
+        self.1.look(site, &value)?;
+        Ok(value)
+    }
+
+    fn wants(&self, site: Site) -> bool {
+        // Per-head results are formed only on request; what is wrong in them shows in attn_out.
+        !matches!(site, Site::Result(_)) || self.0.wants(site)
+    }
+}
+
+/// What an edit did.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The edit, as a sentence.
+    pub edit: String,
+    /// ‖after − before‖ / ‖before‖ over the part it selects; 0 for an edit that changed nothing. None if the run did
+    /// not hold that part (a later position, in a cached run).
+    pub relative_change: Option<f64>,
+}
+
+impl Applied {
+    fn pending(edit: &Edit) -> Self {
+        Self { edit: edit.to_string(), relative_change: None }
+    }
+}
+
+/// What happened in a run.
+#[derive(Debug)]
+pub struct Trace {
+    tokens: Tokens,
+    values: BTreeMap<Site, Tensor>,
+    deltas: BTreeMap<Site, Var>,
+    applied: Vec<Applied>,
+    logits: Option<Tensor>,
+    resid: Tensor,
+}
+
+impl Trace {
+    /// The tokens that were run.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The value at a site that the plan read.
+    ///
+    /// # Errors
+    /// [`Error::NotRead`].
+    pub fn get(&self, site: Site) -> Result<&Tensor> {
+        self.values.get(&site).ok_or(Error::NotRead(site))
+    }
+
+    /// Every site that was read, in forward order of kinds.
+    pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
+        self.values.keys().copied()
+    }
+
+    /// Next-token logits: `[prompt, pos, vocab]`, or `[prompt, 1, vocab]` for [`LogitsAt::Last`].
+    ///
+    /// # Errors
+    /// [`Error::NotReached`] for a run that was told to compute none.
+    pub fn logits(&self) -> Result<&Tensor> {
+        let why = || "the run computed no logits".to_string();
+        self.logits.as_ref().ok_or_else(|| Error::NotReached { site: Site::Logits, why: why() })
+    }
+
+    /// The residual stream where the run ended, `[prompt, pos, dim]`.
+    pub fn resid(&self) -> &Tensor {
+        &self.resid
+    }
+
+    /// What each edit did, in the order of the plan.
+    pub fn edits(&self) -> &[Applied] {
+        &self.applied
+    }
+
+    /// Gradients of a scalar that was computed from this trace.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a metric that is not one number.
+    pub fn backward(&self, metric: &Tensor) -> Result<Gradients<'_>> {
+        if metric.elem_count() != 1 {
+            let shape = metric.dims();
+            return Err(Error::request(format!("gradients are of one number, not of shape {shape:?}; take a mean")));
+        }
+        let grads = if metric.track_op() { Some(metric.backward()?) } else { None };
+        Ok(Gradients { deltas: &self.deltas, grads })
+    }
+}
+
+/// Gradients at the sites that a plan named.
+pub struct Gradients<'a> {
+    deltas: &'a BTreeMap<Site, Var>,
+    grads: Option<GradStore>,
+}
+
+impl Gradients<'_> {
+    /// The gradient with respect to the value at `site`, of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`].
+    pub fn get(&self, site: Site) -> Result<&Tensor> {
+        let none = |why| Error::NoGradient { site, why };
+        let delta = self.deltas.get(&site).ok_or(none("the plan did not ask for it; add .grad(..)"))?;
+        let grad = self.grads.as_ref().and_then(|grads| grads.get(delta));
+        grad.ok_or(none("the metric does not depend on it"))
+    }
+}
