@@ -1,0 +1,128 @@
+//! Options that several commands share.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use interp::text::{Bos, Encoding};
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Model: tiny (built in), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/repo[@revision], a directory
+    /// or a .safetensors file.
+    #[arg(long, global = true, default_value = "tiny", value_name = "MODEL")]
+    pub model: String,
+    /// Tokenizer, if it is not beside the model: tokenizer.json, or a directory with it or vocab.json and merges.txt.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Where to compute: auto, cpu or cuda[:N].
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Type of weights and activations; sums, LayerNorm and softmax are always in f32.
+    #[arg(long, global = true, default_value = "f32", value_enum)]
+    pub dtype: Dtype,
+    /// Start prompts with <|endoftext|>: auto prepends it unless it is there, yes prepends it always.
+    #[arg(long, global = true, default_value = "auto", value_enum)]
+    pub bos: BosArg,
+    /// Read <|endoftext|> inside a prompt as the special token instead of as text.
+    #[arg(long, global = true)]
+    pub allow_special: bool,
+    /// Seed of everything random.
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Directory for frame, figures and run.json [default: outputs/COMMAND/NAME].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// What stdout carries: text for people, or the whole frame as json or csv.
+    #[arg(long, global = true, default_value = "text", value_enum)]
+    pub format: Format,
+    /// Print nothing but errors.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Never touch the network.
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Refuse what would need more memory than this, such as 800MB or 4GB [default: what is available].
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Refuse weights with values that are not finite, instead of warning.
+    #[arg(long, global = true)]
+    pub strict: bool,
+}
+
+/// Where text comes from.
+#[derive(Args, Debug, Default)]
+pub struct Text {
+    /// A prompt; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<OsString>,
+    /// A file with one prompt per line, or .jsonl with a `text` field per line; - is standard input.
+    #[arg(long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+    /// - reads prompts from standard input, one per line.
+    #[arg(value_name = "-")]
+    pub stdin: Option<OsString>,
+    /// Shorten prompts that are longer than the context, by dropping tokens on this side.
+    #[arg(long, value_enum, value_name = "SIDE")]
+    pub truncate: Option<Side>,
+    /// Replace bytes that are not UTF-8 instead of refusing them.
+    #[arg(long)]
+    pub lossy: bool,
+}
+
+/// Interventions.
+#[derive(Args, Debug, Default)]
+pub struct Edits {
+    /// A file of edits (TOML or JSON) to apply while the model runs.
+    #[arg(long, value_name = "FILE")]
+    pub edit: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for candle_core::DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => candle_core::DType::F32,
+            Dtype::Bf16 => candle_core::DType::BF16,
+            Dtype::F16 => candle_core::DType::F16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BosArg {
+    Auto,
+    Yes,
+    No,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+    Csv,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    Left,
+    Right,
+}
+
+impl Global {
+    pub fn encoding(&self) -> Encoding {
+        let bos = match self.bos {
+            BosArg::Auto => Bos::Auto,
+            BosArg::Yes => Bos::Yes,
+            BosArg::No => Bos::No,
+        };
+        Encoding { bos, allow_special: self.allow_special }
+    }
+}

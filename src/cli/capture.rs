@@ -1,0 +1,165 @@
+use interp::capture::{self, Layout};
+use interp::site::Site;
+use interp::{LogitsAt, Result, figure, frame, memory};
+use polars::prelude::{ChunkCompareEq, DataFrame};
+use serde_json::json;
+
+use super::args::{Edits, Format, Global, Text};
+use super::bench::{Bench, batches};
+use super::report::{Outcome, Report, csv, print, rows, say};
+use super::{note, request};
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Sites, such as resid_post.3, blocks.*.hook_resid_post, z.0-5 or '*'; separated by commas.
+    #[arg(long, value_name = "SITE", value_delimiter = ',', required = true)]
+    site: Vec<String>,
+    /// One row per token with an array column per site, instead of one row per element.
+    #[arg(long)]
+    wide: bool,
+    /// Only say what it would amount to.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    text: Text,
+    #[command(flatten)]
+    edits: Edits,
+}
+
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let bench = Bench::open(global)?;
+    let config = bench.config().clone();
+    let mut sites: Vec<Site> = Vec::new();
+    for pattern in &args.site {
+        sites.extend(Site::matching(pattern, config.n_layer)?);
+    }
+    let sites: Vec<Site> = Site::all(config.n_layer).filter(|site| sites.contains(site)).collect();
+    let tokens = bench.tokens(global, &args.text)?;
+    let mut plan = bench.plan(&args.edits)?.reads(sites.iter().copied());
+    if !sites.contains(&Site::Logits) {
+        plan = plan.logits(LogitsAt::None);
+    }
+    plan.check(&config, &tokens)?;
+    let layout = if args.wide { Layout::Wide } else { Layout::Tidy };
+    let estimate = capture::estimate(&config, &tokens, &sites, layout);
+    note(
+        global.quiet,
+        &format!(
+            "{} sites, {} tokens: {} of activations, {} {}; at most {} of memory at once",
+            estimate.sites,
+            tokens.count(),
+            memory::human(estimate.bytes),
+            if args.wide { tokens.count() as u64 } else { estimate.rows },
+            if args.wide { "wide rows" } else { "rows" },
+            memory::human(estimate.memory),
+        ),
+    );
+    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    memory::check(&format!("capturing {} sites of {} tokens", sites.len(), tokens.count()), estimate.memory, limit)
+        .map_err(|e| match e {
+            interp::Error::TryAgain(what) => {
+                interp::Error::TryAgain(format!("{what}; name fewer sites or shorten the text"))
+            }
+            other => other,
+        })?;
+    if args.dry_run {
+        return Ok(());
+    }
+    let report = Report::begin("capture", global, &format!("{} {}", args.site.join(" "), tokens.joined(0)))?;
+    let extra = json!({
+        "sites": sites.iter().map(|site| site.long()).collect::<Vec<_>>(),
+        "layout": if args.wide { "wide" } else { "tidy" },
+        "bytes": estimate.bytes,
+    });
+    if args.wide {
+        let (frame, applied) = bench.run(&plan, &tokens, |trace| {
+            let values = sites.iter().map(|site| Ok((*site, trace.get(*site)?))).collect::<Result<Vec<_>>>()?;
+            frame::wide(&values, trace.tokens())
+        })?;
+        let figure = wide_figure(&frame, &sites)?;
+        let summary = format!("{} rows, one array column for each of {} sites", frame.height(), sites.len());
+        let outcome = Outcome { frame, figure, summary, plan: &plan, applied, tokens: Some(&tokens), extra };
+        return report.finish(global, bench, outcome);
+    }
+    let all = batches(&tokens);
+    if all.len() > 1 && plan.edit_list().iter().any(interp::Edit::is_narrowed_by_prompt) {
+        return Err(request("edits of single prompts need all prompts in one batch; give fewer prompts"));
+    }
+    let mut summary: Option<DataFrame> = None;
+    let mut applied = Vec::new();
+    let mut kept = Vec::new();
+    let mut rows_written = 0_u64;
+    frame::save_parquet_stream(&report.dir().join("frame.parquet"), &capture::tidy_schema(&sites), |write| {
+        for (first, batch) in all {
+            let trace = capture::tidy(&bench.model, &batch, &plan, &sites, &mut |_, part| {
+                if first == 0 {
+                    let part = capture::summary(&part, &batch)?;
+                    match &mut summary {
+                        Some(summary) => {
+                            summary.vstack_mut(&part)?;
+                        }
+                        None => summary = Some(part),
+                    }
+                }
+                let part = frame::shift_prompts(part, first as u32)?;
+                rows_written += part.height() as u64;
+                if global.format != Format::Text {
+                    kept.push(part.clone());
+                }
+                write(part)
+            })?;
+            applied = trace.edits().to_vec();
+        }
+        Ok(())
+    })?;
+    bench.report_edits(&applied);
+    let summary = summary.ok_or_else(|| interp::Error::Bug("a capture without sites".into()))?;
+    let figure = figure::capture(&summary, 0)?;
+    let dir = report.dir().display().to_string();
+    let run = report.finish_files(global, bench, &figure, &plan, &applied, Some(&tokens), extra)?;
+    match global.format {
+        Format::Text => say(global, &format!("{rows_written} rows of {} sites\nwrote {dir}", sites.len())),
+        Format::Json => {
+            let mut all = Vec::new();
+            for part in &kept {
+                all.extend(rows(part)?);
+            }
+            print(&(json!({ "run": run, "rows": all }).to_string() + "\n"))
+        }
+        Format::Csv => {
+            for (i, part) in kept.iter().enumerate() {
+                let text = csv(part)?;
+                print(if i == 0 { &text } else { text.split_once('\n').map_or("", |(_, rest)| rest) })?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The root mean square of the wide columns of the first prompt.
+fn wide_figure(wide: &DataFrame, sites: &[Site]) -> Result<figure::Figure> {
+    let first = wide.filter(&wide.column("prompt")?.u32()?.equal(0))?;
+    let mut stacked: Option<DataFrame> = None;
+    for site in sites {
+        let arrays = first.column(&site.to_string())?.array()?.clone();
+        let flat: Vec<f32> = arrays.get_inner().f32()?.into_no_null_iter().collect();
+        let rms: Vec<f64> = flat
+            .chunks(arrays.width())
+            .map(|row| (row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / row.len() as f64).sqrt())
+            .collect();
+        let part = polars::df!(
+            "site" => vec![site.to_string(); rms.len()],
+            "prompt" => first.column("prompt")?.u32()?.clone(),
+            "pos" => first.column("pos")?.u32()?.clone(),
+            "token" => first.column("token")?.str()?.clone(),
+            "rms" => rms,
+        )?;
+        match &mut stacked {
+            Some(stacked) => {
+                stacked.vstack_mut(&part)?;
+            }
+            None => stacked = Some(part),
+        }
+    }
+    figure::capture(&stacked.ok_or_else(|| interp::Error::Bug("a capture without sites".into()))?, 0)
+}

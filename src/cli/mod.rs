@@ -1,0 +1,164 @@
+//! The command line: one small file per command.
+
+mod args;
+mod attention;
+mod bench;
+mod capture;
+mod completions;
+mod doctor;
+mod lens;
+mod models;
+mod neurons;
+mod predict;
+mod report;
+mod residual;
+mod sites;
+mod tokens;
+mod train;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use interp::error::{Kind, printable};
+use interp::{Error, Result};
+
+use args::Global;
+
+/// A mechanistic-interpretability workbench for GPT-2.
+#[derive(Parser, Debug)]
+#[command(name = "interp", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Attention patterns of a layer, one heat map per head.
+    Attention(attention::Args),
+    /// Values at any sites, as tidy rows or wide columns.
+    Capture(capture::Args),
+    /// Shell completions.
+    Completions(completions::Args),
+    /// What this machine and this build have, with a self-test.
+    Doctor,
+    /// What each layer would predict if the model stopped there.
+    Lens(lens::Args),
+    /// The published sizes, and what is in the cache.
+    Models(models::Args),
+    /// The strongest MLP neurons of a layer.
+    Neurons(neurons::Args),
+    /// The likeliest next tokens at every position.
+    Predict(predict::Args),
+    /// Length and turn of the residual stream at every layer.
+    Residual(residual::Args),
+    /// Every site of a model: name, axes, shape, size.
+    Sites,
+    /// How a text is cut into tokens.
+    Tokens(tokens::Args),
+    /// Train a model from scratch by a recipe.
+    Train(train::Args),
+}
+
+/// Runs a command line and returns the exit code of sysexits.h.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            complain(&one_line(&e.to_string()));
+            return ExitCode::from(2);
+        }
+        Err(e) => {
+            let _ = report::print(&e.to_string());
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli)));
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => {
+            complain(&e.to_string());
+            ExitCode::from(exit_code(e.kind()))
+        }
+        Err(panic) => {
+            let what = panic.downcast_ref::<String>().cloned();
+            let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+            complain(&format!("internal: {what}; this is a bug, please report it with the command line"));
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Attention(args) => attention::run(args, &global),
+        Command::Capture(args) => capture::run(args, &global),
+        Command::Completions(args) => completions::run(args, &mut Cli::command()),
+        Command::Doctor => doctor::run(&global),
+        Command::Lens(args) => lens::run(args, &global),
+        Command::Models(args) => models::run(args, &global),
+        Command::Neurons(args) => neurons::run(args, &global),
+        Command::Predict(args) => predict::run(args, &global),
+        Command::Residual(args) => residual::run(args, &global),
+        Command::Sites => sites::run(&global),
+        Command::Tokens(args) => tokens::run(args, &global),
+        Command::Train(args) => train::run(args, &global),
+    }
+}
+
+fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Request => 2,
+        Kind::Data => 65,
+        Kind::Missing => 66,
+        Kind::Unavailable => 69,
+        Kind::Bug => 70,
+        Kind::CannotWrite => 73,
+        Kind::Io => 74,
+        Kind::TryAgain => 75,
+        Kind::Interrupted => 130,
+    }
+}
+
+/// clap's message without its usage and help lines.
+fn one_line(message: &str) -> String {
+    let kept: Vec<&str> = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .take_while(|line| !line.starts_with("Usage:"))
+        .collect();
+    kept.join(" ").trim_start_matches("error: ").to_string()
+}
+
+/// One line on stderr.
+fn complain(message: &str) {
+    use std::io::Write;
+    let red = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (on, off) = if red { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    // A closed stderr must not become a panic.
+    let _ = writeln!(std::io::stderr(), "{on}error{off}: {}", printable(message));
+}
+
+/// A remark on stderr.
+fn note(quiet: bool, message: &str) {
+    use std::io::Write;
+    if !quiet {
+        let _ = writeln!(std::io::stderr(), "{}", printable(message));
+    }
+}
+
+/// Parses an index that may count from the end, for clap.
+fn index(text: &str) -> std::result::Result<i64, String> {
+    text.parse().map_err(|_| format!("`{}` is not a whole number", text.escape_debug()))
+}
+
+/// A bad option.
+fn request(what: impl Into<String>) -> Error {
+    Error::Request(what.into())
+}

@@ -1,0 +1,62 @@
+use interp::{Result, figure, predict};
+use polars::prelude::DataFrame;
+use serde_json::json;
+
+use super::args::{Edits, Global, Text};
+use super::bench::Bench;
+use super::report::{Outcome, Report};
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How many predictions per position.
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
+    #[command(flatten)]
+    text: Text,
+    #[command(flatten)]
+    edits: Edits,
+}
+
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let bench = Bench::open(global)?;
+    let tokens = bench.tokens(global, &args.text)?;
+    let plan = bench.plan(&args.edits)?;
+    plan.check(bench.config(), &tokens)?;
+    let report = Report::begin("predict", global, &tokens.joined(0))?;
+    let tokenizer = bench.tokenizer()?;
+    let (frame, applied) =
+        bench.run(&plan, &tokens, |trace| predict::from_trace(trace, tokenizer, args.top as usize))?;
+    let outcome = Outcome {
+        figure: figure::predict(&frame, 0)?,
+        summary: summary(&frame)?,
+        frame,
+        plan: &plan,
+        applied,
+        tokens: Some(&tokens),
+        extra: json!({ "top": args.top }),
+    };
+    report.finish(global, bench, outcome)
+}
+
+/// The predictions after the last token of every prompt.
+fn summary(frame: &DataFrame) -> Result<String> {
+    let ints = |name: &str| -> Result<Vec<u32>> { Ok(frame.column(name)?.u32()?.into_no_null_iter().collect()) };
+    let (prompt, pos, rank) = (ints("prompt")?, ints("pos")?, ints("rank")?);
+    let next: Vec<&str> = frame.column("next")?.str()?.iter().map(|x| x.unwrap_or_default()).collect();
+    let logprob: Vec<f32> = frame.column("logprob")?.f32()?.into_no_null_iter().collect();
+    let logit: Vec<f32> = frame.column("logit")?.f32()?.into_no_null_iter().collect();
+    let prompts = prompt.iter().max().map_or(0, |p| p + 1);
+    let mut lines = Vec::new();
+    for p in 0..prompts {
+        let rows = || (0..frame.height()).filter(|&i| prompt[i] == p);
+        let last = rows().map(|i| pos[i]).max().unwrap_or(0);
+        if prompts > 1 {
+            lines.push(format!("prompt {p}"));
+        }
+        lines.push("  rank  probability   logit  next".into());
+        lines.extend(rows().filter(|&i| pos[i] == last).map(|i| {
+            format!("  {:>4}  {:>11.4}  {:>6.2}  {}", rank[i], logprob[i].exp(), logit[i], figure::shown(next[i]))
+        }));
+    }
+    Ok(lines.join("\n"))
+}

@@ -1,0 +1,260 @@
+//! What a command leaves behind: frame.parquet, figure.svg, figure.png, run.json, and what it prints.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use interp::figure::Figure;
+use interp::plan::Applied;
+use interp::{Error, Plan, Result, Tokens, disk};
+use polars::prelude::{AnyValue, DataFrame, DataType};
+use serde_json::{Value, json};
+
+use super::args::{Format, Global};
+use super::bench::Bench;
+
+/// A result on its way to disk and to the terminal.
+pub struct Report {
+    command: &'static str,
+    dir: PathBuf,
+    start: Instant,
+}
+
+/// What a command computed.
+pub struct Outcome<'a> {
+    pub frame: DataFrame,
+    pub figure: Figure,
+    /// For people.
+    pub summary: String,
+    pub plan: &'a Plan,
+    pub applied: Vec<Applied>,
+    pub tokens: Option<&'a Tokens>,
+    /// Further entries of run.json.
+    pub extra: Value,
+}
+
+impl Report {
+    /// Creates the output directory, so that a bad one fails before the work.
+    pub fn begin(command: &'static str, global: &Global, name: &str) -> Result<Self> {
+        let dir = match &global.out {
+            Some(dir) => dir.clone(),
+            None => Path::new("outputs").join(command).join(slug(name)),
+        };
+        claim(&dir)?;
+        Ok(Self { command, dir, start: Instant::now() })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the files and prints the result.
+    pub fn finish(self, global: &Global, bench: Bench, outcome: Outcome<'_>) -> Result<()> {
+        let Outcome { mut frame, figure, summary, plan, applied, tokens, extra } = outcome;
+        interp::frame::save_parquet(&mut frame, &self.dir.join("frame.parquet"))?;
+        let run = self.finish_files(global, bench, &figure, plan, &applied, tokens, extra)?;
+        match global.format {
+            Format::Text => say(global, &format!("{summary}\nwrote {}", self.dir.display())),
+            Format::Json => print(&(json!({ "run": run, "rows": rows(&frame)? }).to_string() + "\n")),
+            Format::Csv => print(&csv(&frame)?),
+        }
+    }
+
+    /// Writes figure and run.json beside a frame that is already there.
+    #[allow(clippy::too_many_arguments)]
+    pub fn finish_files(
+        &self,
+        global: &Global,
+        bench: Bench,
+        figure: &Figure,
+        plan: &Plan,
+        applied: &[Applied],
+        tokens: Option<&Tokens>,
+        extra: Value,
+    ) -> Result<Value> {
+        disk::write_bytes(&self.dir.join("figure.svg"), figure.svg()?.as_bytes())?;
+        disk::write_bytes(&self.dir.join("figure.png"), &figure.png()?)?;
+        let run = provenance(self.command, global, bench, plan, applied, tokens, extra, self.start)?;
+        let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
+        disk::write_bytes(&self.dir.join("run.json"), &text)?;
+        Ok(run)
+    }
+}
+
+/// Everything that it takes to make the result again.
+#[allow(clippy::too_many_arguments)]
+fn provenance(
+    command: &str,
+    global: &Global,
+    bench: Bench,
+    plan: &Plan,
+    applied: &[Applied],
+    tokens: Option<&Tokens>,
+    extra: Value,
+    start: Instant,
+) -> Result<Value> {
+    let config = bench.config().to_json();
+    let parameters = bench.config().parameters();
+    let (dtype, device, load_seconds) = (bench.dtype, bench.device.clone(), bench.load_seconds);
+    let name = bench.source.name.clone();
+    let origin = bench.source.files.as_ref().map(|files| files.origin.clone());
+    let digests = bench.source.digests()?;
+    let edits: Vec<Value> = plan
+        .edit_list()
+        .iter()
+        .zip(applied)
+        .map(|(edit, applied)| {
+            let mut value = edit.to_json();
+            value["relative_change"] = json!(applied.relative_change);
+            value
+        })
+        .collect();
+    let ids: Option<Vec<&[u32]>> = tokens.map(|t| (0..t.len()).map(|prompt| t.row(prompt)).collect());
+    let mut run = json!({
+        "command": command,
+        "arguments": std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>(),
+        "model": {
+            "name": name,
+            "origin": origin,
+            "weights_sha256": digests.weights,
+            "tokenizer_sha256": digests.tokenizer,
+            "parameters": parameters,
+            "config": config,
+        },
+        "basis": "raw",
+        "bos": format!("{:?}", global.bos).to_lowercase(),
+        "dtype": dtype.as_str(),
+        "device": device,
+        "seed": global.seed,
+        "plan": {
+            "reads": plan.read_sites().map(|site| site.to_string()).collect::<Vec<_>>(),
+            "edits": edits,
+        },
+        "token_ids": ids,
+        "versions": { "interp": env!("CARGO_PKG_VERSION") },
+        "threads": rayon::current_num_threads(),
+        "seconds": { "load": load_seconds, "total": load_seconds + start.elapsed().as_secs_f64() },
+    });
+    if let (Some(run), Value::Object(extra)) = (run.as_object_mut(), extra) {
+        run.extend(extra);
+    }
+    Ok(run)
+}
+
+/// Takes a directory for the output: a new one, an empty one, or one with an earlier output of ours.
+pub fn claim(dir: &Path) -> Result<()> {
+    let cannot = |what: &str| Error::CannotWrite { path: dir.to_path_buf(), what: what.into() };
+    if dir.is_symlink() {
+        return Err(cannot("it is a link; name the directory itself"));
+    }
+    if dir.exists() && !dir.is_dir() {
+        return Err(cannot("it is a file; --out names a directory"));
+    }
+    disk::write_dir(dir)?;
+    let ours = ["run.json", "frame.parquet", "figure.svg", "figure.png", "metrics.jsonl"];
+    let foreign = std::fs::read_dir(dir)
+        .map_err(|source| Error::Io { path: dir.to_path_buf(), source })?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| !name.starts_with('.') && !ours.contains(&name.as_str()));
+    if let (Some(name), false) = (foreign, dir.join("run.json").exists()) {
+        return Err(cannot(&format!(
+            "it holds other files ({}); name an empty or a new directory",
+            name.escape_debug()
+        )));
+    }
+    // A probe: an unwritable directory is better found now than after the work.
+    let probe = dir.join(".interp-probe");
+    disk::write_bytes(&probe, b"")?;
+    let _ = std::fs::remove_file(&probe);
+    let _ = std::fs::remove_file(dir.join("run.json")); // incomplete from here on
+    Ok(())
+}
+
+/// A directory name from a text: its first words, and a hash that tells texts apart.
+pub fn slug(text: &str) -> String {
+    let words: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    let words = words.split_whitespace().take(5).collect::<Vec<_>>().join("-");
+    let words: String = words.chars().take(40).collect();
+    let hash = &interp::weights::sha256_of(text.as_bytes())[..8];
+    if words.is_empty() { hash.to_string() } else { format!("{}-{hash}", words.trim_matches('-')) }
+}
+
+/// Prints for people: control characters in tokens are made visible, lines stay lines.
+pub fn say(global: &Global, text: &str) -> Result<()> {
+    if global.quiet {
+        return Ok(());
+    }
+    print(&(text.lines().map(interp::error::printable).collect::<Vec<_>>().join("\n") + "\n"))
+}
+
+/// Writes to stdout; a reader that went away is no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(source) => Err(Error::Io { path: PathBuf::from("standard output"), source }),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The frame as JSON rows; what is not a finite number is null.
+pub fn rows(frame: &DataFrame) -> Result<Vec<Value>> {
+    let columns = frame.columns();
+    (0..frame.height())
+        .map(|i| {
+            let mut row = serde_json::Map::new();
+            for column in columns {
+                row.insert(column.name().to_string(), cell(column.get(i)?));
+            }
+            Ok(Value::Object(row))
+        })
+        .collect()
+}
+
+fn cell(value: AnyValue<'_>) -> Value {
+    match value {
+        AnyValue::Null => Value::Null,
+        AnyValue::Boolean(b) => b.into(),
+        AnyValue::String(s) => s.into(),
+        AnyValue::StringOwned(s) => s.as_str().into(),
+        AnyValue::UInt32(n) => n.into(),
+        AnyValue::UInt64(n) => n.into(),
+        AnyValue::Int32(n) => n.into(),
+        AnyValue::Int64(n) => n.into(),
+        // Through text, so that 0.1 as f32 prints as 0.1 and not as 0.10000000149.
+        AnyValue::Float32(x) => x.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).into(),
+        AnyValue::Float64(x) => serde_json::Number::from_f64(x).into(),
+        AnyValue::Array(series, _) | AnyValue::List(series) => series.iter().map(cell).collect(),
+        other => other.to_string().into(),
+    }
+}
+
+/// The frame as CSV. Text is JSON inside the cell, so it always starts with a quotation mark: lossless, and no
+/// spreadsheet takes it for a formula.
+pub fn csv(frame: &DataFrame) -> Result<String> {
+    let mut out = String::new();
+    let names: Vec<String> = frame.columns().iter().map(|c| c.name().to_string()).collect();
+    out.push_str(&names.join(","));
+    out.push('\n');
+    let text: Vec<bool> = frame.columns().iter().map(|c| c.dtype() == &DataType::String).collect();
+    for i in 0..frame.height() {
+        for (c, column) in frame.columns().iter().enumerate() {
+            if c > 0 {
+                out.push(',');
+            }
+            match cell(column.get(i)?) {
+                Value::Null => {}
+                value if text[c] || value.is_array() => {
+                    let json = value.to_string();
+                    out.push('"');
+                    out.push_str(&json.replace('"', "\"\""));
+                    out.push('"');
+                }
+                value => out.push_str(&value.to_string()),
+            }
+        }
+        out.push('\n');
+    }
+    Ok(out)
+}
