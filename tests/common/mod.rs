@@ -1,0 +1,86 @@
+//! What several tests need: small seeded models that take no download.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use interp::random::{Rng, normal, stream};
+use interp::{Config, Gpt2, Tokens};
+
+/// A GPT-2 of an odd shape: 3 layers, 2 heads of 4, 10 neurons, an unembedding of its own.
+pub fn small_config() -> Config {
+    Config {
+        n_layer: 3,
+        n_head: 2,
+        n_embd: 6,
+        head_dim: 4,
+        n_inner: 10,
+        vocab_size: 11,
+        n_positions: 12,
+        layer_norm_epsilon: 1e-5,
+        tie_word_embeddings: false,
+    }
+}
+
+/// Seeded weights, large enough that every site matters.
+pub fn weights(config: &Config, dtype: DType) -> BTreeMap<String, Tensor> {
+    config
+        .tensors()
+        .into_iter()
+        .map(|(name, shape)| {
+            let mut rng = stream(7, &name, 0);
+            let (center, spread) =
+                if name.contains("ln_") && name.ends_with("weight") { (1.0, 0.2) } else { (0.0, 0.4) };
+            let count: usize = shape.iter().product();
+            let values: Vec<f64> = (0..count).map(|_| center + spread * normal(&mut rng)).collect();
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            (name, tensor)
+        })
+        .collect()
+}
+
+pub fn model(config: &Config, dtype: DType) -> Gpt2 {
+    let weights = weights(config, dtype);
+    Gpt2::new(config.clone(), |name| Ok(weights[name].clone())).unwrap()
+}
+
+pub fn small_model(dtype: DType) -> Gpt2 {
+    model(&small_config(), dtype)
+}
+
+/// Random prompts of the given lengths.
+pub fn tokens(config: &Config, lengths: &[usize], seed: u64) -> Tokens {
+    let mut rng = stream(seed, "tokens", 0);
+    let rows = lengths
+        .iter()
+        .map(|&length| (0..length).map(|_| rng.random_range(0..config.vocab_size as u32)).collect())
+        .collect();
+    Tokens::from_ids(rows).unwrap()
+}
+
+/// A seeded tensor of noise.
+pub fn noise(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
+    let mut rng = stream(seed, "noise", 0);
+    let count: usize = shape.iter().product();
+    let values: Vec<f64> = (0..count).map(|_| normal(&mut rng)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+pub fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest absolute difference; equal infinities do not differ, NaN differs from everything.
+pub fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.dims(), b.dims());
+    values(a)
+        .into_iter()
+        .zip(values(b))
+        .map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() })
+        .fold(0.0, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) })
+}
+
+/// Whether two tensors agree in every bit.
+pub fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    a.dims() == b.dims() && values(a).iter().zip(values(b)).all(|(x, y)| x.to_bits() == y.to_bits())
+}

@@ -1,0 +1,218 @@
+//! Gradients agree with finite differences: of every operation, of every parameter, at every site.
+//!
+//! candle's fused operations drop gradients without an error; these tests would notice.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor, Var};
+use common::{max_difference, noise, small_config, tokens, values, weights};
+use interp::ops::{self, Causal};
+use interp::{Edit, Gpt2, Plan, Site};
+
+/// Step of the central differences, in f64: truncation and rounding are both far below the tolerance.
+const STEP: f64 = 1e-5;
+const TOLERANCE: f64 = 1e-7;
+
+/// A scalar that weighs every element differently, so that no gradient can hide in a sum.
+fn scalar(y: &Tensor) -> Tensor {
+    let weights = noise(y.dims(), DType::F64, 99);
+    (y * weights).unwrap().sum_all().unwrap()
+}
+
+/// Compares the gradient of `f` with respect to each input with central differences.
+fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Tensor) {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let grads = scalar(&f(&tracked)).backward().unwrap();
+    for (i, var) in vars.iter().enumerate() {
+        let grad = values(grads.get(var).unwrap_or_else(|| panic!("{name}: input {i} has no gradient")));
+        let base = values(&inputs[i]);
+        assert!(grad.iter().any(|g| *g != 0.0), "{name}: the gradient of input {i} is zero");
+        for (j, gradient) in grad.iter().enumerate() {
+            let at = |delta: f64| {
+                let mut moved = base.clone();
+                moved[j] += delta;
+                let mut inputs = inputs.to_vec();
+                inputs[i] = Tensor::from_vec(moved, inputs[i].dims(), &Device::Cpu).unwrap();
+                scalar(&f(&inputs)).to_scalar::<f64>().unwrap()
+            };
+            let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            assert!(
+                (difference - gradient).abs() <= TOLERANCE * (1.0 + difference.abs()),
+                "{name}: input {i}, element {j}: gradient {gradient}, finite difference {difference}"
+            );
+        }
+    }
+}
+
+fn input(shape: &[usize], seed: u64) -> Tensor {
+    noise(shape, DType::F64, seed)
+}
+
+#[test]
+fn gelu_differentiates() {
+    check("gelu", &[input(&[3, 7], 1)], |x| ops::gelu(&x[0]).unwrap());
+}
+
+#[test]
+fn layer_norm_differentiates_fused_and_in_steps() {
+    let inputs = [input(&[2, 3, 5], 1), input(&[5], 2), input(&[5], 3)];
+    check("layer_norm", &inputs, |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-5).unwrap());
+    check("norm_scale", &inputs[..1], |x| ops::norm_scale(&x[0], 1e-5).unwrap());
+    let scale = ops::norm_scale(&input(&[2, 3, 5], 4), 1e-5).unwrap();
+    check("normalize", &[inputs[0].clone(), scale], |x| ops::normalize(&x[0], &x[1]).unwrap());
+    check("affine", &inputs, |x| ops::affine(&x[0], &x[1], &x[2]).unwrap());
+}
+
+#[test]
+fn linear_maps_differentiate() {
+    let inputs = [input(&[2, 3, 4], 1), input(&[4, 5], 2), input(&[5], 3)];
+    check("linear", &inputs, |x| ops::linear(&x[0], &x[1], &x[2]).unwrap());
+    check("linear_t", &[inputs[0].clone(), input(&[6, 4], 4)], |x| ops::linear_t(&x[0], &x[1]).unwrap());
+}
+
+#[test]
+fn attention_differentiates_with_cache_and_holes() {
+    let masks = [(Causal::new(0), 5, 5), (Causal::new(2), 3, 5), (Causal::with_holes(3, vec![1..3, 0..0]), 2, 5)];
+    for (mask, queries, keys) in masks {
+        let qk = [input(&[2, queries, 3, 4], 1), input(&[2, keys, 3, 4], 2)];
+        // −∞ cannot be weighed: look at the scores behind a softmax, and at what is finite.
+        check("attention_scores", &qk, |x| {
+            let scores = ops::attention_scores(&x[0], &x[1], 0.5, &mask).unwrap();
+            ops::causal_softmax(&scores, &mask).unwrap()
+        });
+        let scores = ops::attention_scores(&qk[0], &qk[1], 0.5, &mask).unwrap();
+        let pattern = ops::causal_softmax(&scores, &mask).unwrap();
+        let finite = ops::masked(&scores, 0.0, &mask).unwrap();
+        check("causal_softmax", &[finite.clone()], |x| ops::causal_softmax(&x[0], &mask).unwrap());
+        check("masked", &[finite], |x| ops::masked(&x[0], 0.0, &mask).unwrap());
+        let v = input(&[2, keys, 3, 4], 3);
+        check("attend", &[pattern, v], |x| {
+            ops::attend(&ops::masked(&x[0], 0.0, &mask).unwrap(), &x[1], &mask).unwrap()
+        });
+    }
+}
+
+#[test]
+fn cross_entropy_differentiates_and_ignores() {
+    let targets = vec![1, ops::IGNORE, 6, 0];
+    check("cross_entropy", &[input(&[4, 7], 1)], |x| ops::cross_entropy(&x[0], targets.clone()).unwrap());
+}
+
+#[test]
+fn writing_a_region_differentiates() {
+    let region = [0..2, 1..3, 2..3];
+    check("write_region", &[input(&[2, 4, 3], 1), input(&[2, 2, 1], 2)], |x| {
+        ops::write_region(&x[0], &x[1], &region).unwrap()
+    });
+}
+
+/// The loss of a small model with every parameter a variable.
+fn loss(model: &Gpt2) -> Tensor {
+    let config = small_config();
+    let tokens = tokens(&config, &[5, 5], 3);
+    let targets: Vec<u32> = (0..2).flat_map(|p| [&tokens.row(p)[1..], &[ops::IGNORE]].concat()).collect();
+    let logits = model.forward(&tokens).unwrap().flatten_to(1).unwrap();
+    ops::cross_entropy(&logits, targets).unwrap().mean_all().unwrap()
+}
+
+#[test]
+fn every_parameter_has_the_gradient_of_finite_differences() {
+    let config = small_config();
+    let weights = weights(&config, DType::F64);
+    let mut vars = std::collections::BTreeMap::new();
+    let model = Gpt2::new(config.clone(), |name| {
+        let var = Var::from_tensor(&weights[name])?;
+        let tensor = var.as_tensor().clone();
+        vars.insert(name.to_string(), var);
+        Ok(tensor)
+    })
+    .unwrap();
+    let grads = loss(&model).backward().unwrap();
+    for (name, var) in &vars {
+        let grad = values(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
+        assert!(grad.iter().any(|g| *g != 0.0), "{name}: the gradient is zero");
+        // A spread of elements of each tensor: all of them would be thousands of forward passes.
+        for j in (0..grad.len()).step_by((grad.len() / 6).max(1)) {
+            let at = |delta: f64| {
+                let mut moved = values(&weights[name]);
+                moved[j] += delta;
+                let moved = Tensor::from_vec(moved, weights[name].dims(), &Device::Cpu).unwrap();
+                let get = |n: &str| Ok(if n == name { moved.clone() } else { weights[n].clone() });
+                loss(&Gpt2::new(config.clone(), get).unwrap()).to_scalar::<f64>().unwrap()
+            };
+            let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            assert!(
+                (difference - grad[j]).abs() <= TOLERANCE * (1.0 + difference.abs()),
+                "{name}[{j}]: gradient {}, finite difference {difference}",
+                grad[j]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_site_has_the_gradient_of_finite_differences() {
+    let config = small_config();
+    let model = common::small_model(DType::F64);
+    let tokens = tokens(&config, &[4, 4], 5);
+    let metric = |logits: &Tensor| scalar(logits);
+    for site in Site::all(config.n_layer) {
+        let trace = Plan::new().grad(site).run(&model, &tokens).unwrap();
+        let value = metric(trace.logits().unwrap());
+        let gradients = trace.backward(&value).unwrap();
+        let gradient = gradients.get(site).unwrap();
+        let shape = site.shape(&config.extents(2, 4, 0));
+        assert_eq!(gradient.dims(), shape, "{site}");
+        // Along a random direction: one difference weighs every element.
+        let direction = noise(&shape, DType::F64, 11);
+        let at = |step: f64| {
+            let moved = (&direction * step).unwrap();
+            let edit = match site {
+                // −∞ + x stays −∞: the mask is applied again after the edit.
+                _ => Edit::add(site, &moved),
+            };
+            let trace = Plan::new().edit(edit).run(&model, &tokens).unwrap();
+            metric(trace.logits().unwrap()).to_scalar::<f64>().unwrap()
+        };
+        let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        let along = values(&(gradient * &direction).unwrap().sum_all().unwrap())[0];
+        assert!(
+            (difference - along).abs() <= 1e-6 * (1.0 + difference.abs()),
+            "{site}: gradient {along}, finite difference {difference}"
+        );
+        assert!(difference != 0.0, "{site} has no effect");
+    }
+}
+
+#[test]
+fn gradients_at_several_sites_come_from_one_run() {
+    let config = small_config();
+    let model = common::small_model(DType::F64);
+    let tokens = tokens(&config, &[5], 6);
+    let sites = [Site::ResidPre(0), Site::Pattern(1), Site::MlpPost(2), Site::Logits];
+    let all = sites.iter().fold(Plan::new(), |plan, site| plan.grad(*site)).run(&model, &tokens).unwrap();
+    let value = scalar(all.logits().unwrap());
+    let together = all.backward(&value).unwrap();
+    for site in sites {
+        let alone = Plan::new().grad(site).run(&model, &tokens).unwrap();
+        let value = scalar(alone.logits().unwrap());
+        let gradients = alone.backward(&value).unwrap();
+        assert!(max_difference(together.get(site).unwrap(), gradients.get(site).unwrap()) < 1e-12, "{site}");
+    }
+}
+
+#[test]
+fn a_missing_gradient_is_an_error() {
+    let config = small_config();
+    let model = common::small_model(DType::F64);
+    let tokens = tokens(&config, &[4], 7);
+    let trace = Plan::new().grad(Site::ResidPost(2)).read(Site::ResidPre(0)).run(&model, &tokens).unwrap();
+    let early = trace.get(Site::ResidPre(0)).unwrap().sum_all().unwrap();
+    let not_named = trace.backward(&early).unwrap().get(Site::Z(0)).unwrap_err().to_string();
+    assert!(not_named.contains("add .grad"), "{not_named}");
+    let independent = trace.backward(&early).unwrap().get(Site::ResidPost(2)).unwrap_err().to_string();
+    assert!(independent.contains("does not depend"), "{independent}");
+    let vector = trace.backward(trace.logits().unwrap()).err().unwrap().to_string();
+    assert!(vector.contains("of one number"), "{vector}");
+}

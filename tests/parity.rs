@@ -1,0 +1,123 @@
+//! Every site, the logits and the losses equal TransformerLens's and Hugging Face's.
+//!
+//! The fixtures are small random GPT-2s of odd shapes with what those libraries compute from them; they are made by
+//! `tests/fixtures/make_parity.py`, which names the versions.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use common::{max_difference, values};
+use interp::weights::Checkpoint;
+use interp::{Config, Gpt2, Plan, Site, Tokens, ops};
+
+const MODELS: [&str; 5] = ["wide", "thin", "one", "untied", "headed"];
+
+fn dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)
+}
+
+fn load(name: &str, dtype: DType) -> Gpt2 {
+    let path = dir(name).join("config.json");
+    let config = Config::parse(&std::fs::read(&path).unwrap(), &path).unwrap();
+    let checkpoint = Checkpoint::open(&[dir(name).join("model.safetensors")], &config).unwrap();
+    checkpoint.load(dtype, &Device::Cpu).unwrap().model
+}
+
+/// What the peers computed, by length of the prompts.
+fn expected(name: &str) -> BTreeMap<usize, BTreeMap<String, Tensor>> {
+    let mut by_length: BTreeMap<usize, BTreeMap<String, Tensor>> = BTreeMap::new();
+    let path = dir(name).join("expected.safetensors");
+    for (key, tensor) in candle_core::safetensors::load(path, &Device::Cpu).unwrap() {
+        let (length, key) = key.split_once('/').unwrap();
+        by_length.entry(length.parse().unwrap()).or_default().insert(key.to_string(), tensor);
+    }
+    by_length
+}
+
+fn tokens(expected: &BTreeMap<String, Tensor>) -> Tokens {
+    let ids = expected["tokens"].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
+    Tokens::from_ids(ids).unwrap()
+}
+
+#[test]
+fn every_site_and_the_logits_agree_within_1e_4() {
+    let mut worst: (f64, String) = (0.0, String::new());
+    for name in MODELS {
+        let model = load(name, DType::F32);
+        let layers = model.config().n_layer;
+        for (length, expected) in expected(name) {
+            let trace = Plan::new().reads(Site::all(layers)).run(&model, &tokens(&expected)).unwrap();
+            for site in Site::all(layers) {
+                let key = if site == Site::Logits { "logits".to_string() } else { site.long() };
+                let peer = expected.get(&key).unwrap_or_else(|| panic!("{name}: the fixture lacks {key}"));
+                let difference = max_difference(trace.get(site).unwrap(), peer);
+                assert!(difference <= 1e-4, "{name}, {length} tokens, {site}: differs by {difference:e}");
+                if difference > worst.0 {
+                    worst = (difference, format!("{name}, {length} tokens, {site}"));
+                }
+            }
+        }
+    }
+    println!("largest difference: {:e} at {}", worst.0, worst.1);
+}
+
+#[test]
+fn no_hook_of_transformer_lens_is_missing() {
+    for name in MODELS {
+        let model = load(name, DType::F32);
+        let ours: BTreeSet<String> = Site::all(model.config().n_layer).map(|site| site.long()).collect();
+        let longest = expected(name).into_values().next_back().unwrap();
+        let theirs = longest.into_keys().filter(|key| key.contains("hook_"));
+        let missing: Vec<String> = theirs.filter(|key| !ours.contains(key)).collect();
+        assert!(missing.is_empty(), "{name}: {missing:?}");
+    }
+}
+
+#[test]
+fn per_token_losses_agree_within_1e_5() {
+    for name in MODELS {
+        let model = load(name, DType::F32);
+        for (length, expected) in expected(name).into_iter().filter(|(length, _)| *length > 1) {
+            let tokens = tokens(&expected);
+            let logits = model.forward(&tokens).unwrap().narrow(1, 0, length - 1).unwrap();
+            let targets = (0..tokens.len()).flat_map(|p| tokens.row(p)[1..].to_vec()).collect();
+            let losses = ops::cross_entropy(&logits.flatten_to(1).unwrap(), targets).unwrap();
+            let peer = expected["losses"].flatten_all().unwrap();
+            let difference = max_difference(&losses, &peer);
+            assert!(difference <= 1e-5, "{name}, {length} tokens: losses differ by {difference:e}");
+        }
+    }
+}
+
+#[test]
+fn f64_agrees_more_closely_than_f32_could() {
+    // Where f32 rounding could hide a wrong formula: the peers' f32 is within its own rounding of our f64.
+    for name in MODELS {
+        let (single, double) = (load(name, DType::F32), load(name, DType::F64));
+        let longest = expected(name).into_values().next_back().unwrap();
+        let peer = &longest["logits"];
+        let (a, b) = (single.forward(&tokens(&longest)).unwrap(), double.forward(&tokens(&longest)).unwrap());
+        let difference = max_difference(&b, peer);
+        assert!(difference <= 2e-5, "{name}: f64 logits differ from the peer's f32 by {difference:e}");
+        assert!(max_difference(&a, &b) <= 2e-5, "{name}: our f32 differs from our f64");
+    }
+}
+
+#[test]
+fn half_precision_stays_within_its_bound() {
+    // Weights and activations rounded to 8 (bf16) or 11 (f16) bits; sums in f32.
+    for (dtype, bound) in [(DType::F16, 4e-3), (DType::BF16, 3e-2)] {
+        for name in MODELS {
+            let model = load(name, dtype);
+            let longest = expected(name).into_values().next_back().unwrap();
+            let logits = model.forward(&tokens(&longest)).unwrap();
+            assert_eq!(logits.dtype(), dtype);
+            let scale = values(&longest["logits"]).into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            let difference = max_difference(&logits, &longest["logits"]) / scale;
+            assert!(difference <= bound, "{name} in {dtype:?}: logits differ by {difference:e} of their scale");
+        }
+    }
+}
