@@ -422,7 +422,8 @@ enum SpanFile {
 pub fn parse_edits(text: &str, layers: usize) -> Result<Vec<Edit>> {
     let file: PlanFile = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(text).map_err(|e| Error::request(format!("edits: {e}")))?,
-        false => toml::from_str(text).map_err(|e| Error::request(format!("edits: {}", one_line(&e.to_string()))))?,
+        false => toml::from_str(text)
+            .map_err(|e| Error::request(format!("edits: {}", crate::error::toml_fault(text, &e))))?,
     };
     let mut edits = Vec::new();
     for (i, entry) in file.edit.into_iter().enumerate() {
@@ -431,10 +432,6 @@ pub fn parse_edits(text: &str, layers: usize) -> Result<Vec<Edit>> {
         }
     }
     Ok(edits)
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl EditFile {

@@ -52,7 +52,7 @@ pub fn language() -> Result<Language> {
 /// # Errors
 /// As [`config`].
 pub fn checkpoint() -> Result<Checkpoint> {
-    Checkpoint::embedded("tiny/model.safetensors", WEIGHTS, &config()?)
+    Checkpoint::parse("tiny/model.safetensors", WEIGHTS, &config()?)
 }
 
 /// The model in f32 on the CPU.

@@ -184,6 +184,18 @@ impl Error {
     }
 }
 
+/// The fault of a TOML text on one line, with the number of the line that has it.
+pub(crate) fn toml_fault(text: &str, fault: &toml::de::Error) -> String {
+    let what = fault.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    match fault.span() {
+        Some(span) => {
+            let line = text.get(..span.start).map_or(0, |before| before.matches('\n').count());
+            format!("line {}: {what}", line + 1)
+        }
+        None => what,
+    }
+}
+
 /// At most 60 characters of `text`, with control characters made visible, for a message.
 pub(crate) fn shorten(text: &str) -> String {
     shorten_to(text, 60)

@@ -237,7 +237,7 @@ impl Gpt2 {
         };
         let embed = hooks.at(Site::Embed, look_up(&self.wte, tokens.padded())?)?; // [B, P, dim]
         let pos_embed = hooks.at(Site::PosEmbed, look_up(&self.wpe, positions)?)?; // [B, P, dim]
-        Ok((embed + pos_embed)?)
+        Ok(ops::add(&embed, &pos_embed)?)
     }
 
     fn checked_resid(&self, resid: Tensor, tokens: &Tokens) -> Result<Tensor> {
@@ -306,10 +306,10 @@ impl Block {
         let x = hooks.at(Site::ResidPre(layer), x)?; // [B, P, dim]
         let normal = self.ln_1.forward(&x, Site::Ln1Scale(layer), Site::Ln1Normalized(layer), hooks)?;
         let attn = self.attn.forward(&normal, layer, mask, cache, hooks)?;
-        let x = hooks.at(Site::ResidMid(layer), (x + attn)?)?; // [B, P, dim]
+        let x = hooks.at(Site::ResidMid(layer), ops::add(&x, &attn)?)?; // [B, P, dim]
         let normal = self.ln_2.forward(&x, Site::Ln2Scale(layer), Site::Ln2Normalized(layer), hooks)?;
         let mlp = self.mlp.forward(&normal, layer, hooks)?;
-        hooks.at(Site::ResidPost(layer), (x + mlp)?) // [B, P, dim]
+        hooks.at(Site::ResidPost(layer), ops::add(&x, &mlp)?) // [B, P, dim]
     }
 }
 

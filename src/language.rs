@@ -134,7 +134,7 @@ impl Language {
     /// [`Error::Data`] with the template or class at fault.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let wrong = |what: String| Error::data(path, what);
-        let file: FileFormat = toml::from_str(text).map_err(|e| wrong(e.to_string().replace('\n', " ")))?;
+        let file: FileFormat = toml::from_str(text).map_err(|e| wrong(crate::error::toml_fault(text, &e)))?;
         let mut classes = BTreeMap::new();
         let mut held = HashSet::new();
         for (name, class) in file.class {

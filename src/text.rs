@@ -138,15 +138,19 @@ impl Tokenizer {
         if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
             return Err(Error::data(path, "not a BPE tokenizer; GPT-2 needs a byte-level BPE"));
         }
-        let byte_level = match inner.get_pre_tokenizer() {
-            Some(PreTokenizerWrapper::ByteLevel(_)) => true,
-            Some(PreTokenizerWrapper::Sequence(steps)) => {
-                steps.as_ref().iter().any(|step| matches!(step, PreTokenizerWrapper::ByteLevel(_)))
-            }
-            _ => false,
+        // A regex of the file's own could take for ever, and a normalizer would change the text behind the user's back.
+        let harmless = |step: &PreTokenizerWrapper| {
+            matches!(step, PreTokenizerWrapper::ByteLevel(_) | PreTokenizerWrapper::Digits(_))
         };
-        if !byte_level {
+        let steps = match inner.get_pre_tokenizer() {
+            Some(PreTokenizerWrapper::Sequence(steps)) => steps.as_ref().to_vec(),
+            step => step.cloned().into_iter().collect(),
+        };
+        if !matches!(steps.last(), Some(PreTokenizerWrapper::ByteLevel(_))) || !steps.iter().all(harmless) {
             return Err(Error::data(path, "its pre-tokenizer is not ByteLevel; GPT-2 needs a byte-level BPE"));
+        }
+        if inner.get_normalizer().is_some() {
+            return Err(Error::data(path, "it has a normalizer, which would change the text; GPT-2 has none"));
         }
         // Truncation and padding are stored in some files and would apply silently.
         inner.with_truncation(None).map_err(|e| Error::data(path, e.to_string()))?;
@@ -222,11 +226,12 @@ impl Tokenizer {
             .iter()
             .enumerate()
             .map(|(i, text)| {
-                let ids = self.encode(text.as_ref(), encoding)?;
-                if ids.is_empty() {
-                    return Err(Error::request(format!("prompt {i} is empty; give text, or start it with --bos yes")));
+                if text.as_ref().is_empty() && encoding.bos != Bos::Yes {
+                    return Err(Error::request(format!(
+                        "prompt {i} is empty; give text, or --bos yes for <|endoftext|> alone"
+                    )));
                 }
-                Ok(ids)
+                self.encode(text.as_ref(), encoding)
             })
             .collect::<Result<Vec<_>>>()?;
         let text = rows.iter().map(|row| row.iter().map(|&id| self.text(id)).collect()).collect();

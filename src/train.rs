@@ -107,7 +107,7 @@ impl Recipe {
         let bytes = crate::weights::read_small(path, 1 << 20)?;
         let text = String::from_utf8(bytes).map_err(|e| Error::data(path, format!("not UTF-8: {e}")))?;
         let recipe: Recipe =
-            toml::from_str(&text).map_err(|e| Error::data(path, e.to_string().trim().replace('\n', " ")))?;
+            toml::from_str(&text).map_err(|e| Error::data(path, crate::error::toml_fault(&text, &e)))?;
         recipe.check().map_err(|what| Error::data(path, what))?;
         Ok(recipe)
     }

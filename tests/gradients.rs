@@ -50,7 +50,8 @@ fn input(shape: &[usize], seed: u64) -> Tensor {
 }
 
 #[test]
-fn gelu_differentiates() {
+fn sums_and_gelu_differentiate() {
+    check("add", &[input(&[3, 7], 1), input(&[3, 7], 2)], |x| ops::add(&x[0], &x[1]).unwrap());
     check("gelu", &[input(&[3, 7], 1)], |x| ops::gelu(&x[0]).unwrap());
 }
 

@@ -239,10 +239,8 @@ fn a_ragged_cache_continues_each_prompt_at_its_own_position() {
             let whole = [prompts.row(prompt), &next.row(prompt)[..=step]].concat();
             let length = whole.len();
             let alone = model.forward(&Tokens::from_ids(vec![whole]).unwrap()).unwrap();
-            let difference = max_difference(
-                &together.logits().unwrap().i((prompt, 0)).unwrap(),
-                &alone.i((0, length - 1)).unwrap(),
-            );
+            let difference =
+                max_difference(&together.logits().unwrap().i((prompt, 0)).unwrap(), &alone.i((0, length - 1)).unwrap());
             assert!(difference < 1e-5, "prompt {prompt}, step {step}: {difference:e}");
         }
     }
@@ -357,9 +355,7 @@ fn no_edit_opens_the_future() {
 #[test]
 fn a_query_that_may_look_nowhere_looks_nowhere() {
     let (_, model, tokens) = setup();
-    let blind = Edit::map(Site::AttnScores(1), |part| {
-        Ok((part.ones_like()? * f64::NEG_INFINITY)?)
-    });
+    let blind = Edit::map(Site::AttnScores(1), |part| Ok((part.ones_like()? * f64::NEG_INFINITY)?));
     let plan = Plan::new().edit(blind.query(3).head(0)).read(Site::Pattern(1));
     let trace = plan.run(&model, &tokens).unwrap();
     let row = trace.get(Site::Pattern(1)).unwrap().i((0, 0, 3)).unwrap();
@@ -415,7 +411,10 @@ fn tokens_that_do_not_fit_are_errors() {
     assert!(matches!(error, Error::TooLong { prompt: 1, tokens: 13, limit: 12 }), "{error}");
     let foreign = Tokens::from_ids(vec![vec![1, 2], vec![3, u32::MAX]]).unwrap();
     let message = model.forward(&foreign).unwrap_err().to_string();
-    assert!(message.contains("prompt 1, position 1: token 4294967295 is not below the vocabulary size 11"), "{message}");
+    assert!(
+        message.contains("prompt 1, position 1: token 4294967295 is not below the vocabulary size 11"),
+        "{message}"
+    );
     assert!(Tokens::from_ids(vec![]).is_err());
     assert!(Tokens::from_ids(vec![vec![1], vec![]]).is_err());
     let mut cache = KvCache::new(&config);

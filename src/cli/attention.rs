@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -29,17 +29,14 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.read(Site::Pattern(layer)).until(layer + 1);
     plan.check(bench.config(), &tokens)?;
-    let name = format!("layer {layer} {}", tokens.joined(0));
+    let name = format!("layer {layer} {}", bench.name(&tokens));
     let report = Report::begin("attention", global, &name)?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| attention::from_trace(trace, layer, heads.as_deref()))?;
     let outcome = Outcome {
         figure: figure::attention(&frame, 0)?,
         summary: summary(&frame, layer)?,
         frame,
-        plan: &plan,
-        applied,
-        tokens: Some(&tokens),
-        extra: json!({ "layer": layer }),
+        how: How { plan: &plan, applied, tokens: Some(&tokens), extra: json!({ "layer": layer }) },
     };
     report.finish(global, bench, outcome)
 }

@@ -1,21 +1,18 @@
 //! The workbench: a model with its tokenizer, the prompts, and how results were made.
 
-use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use interp::text::{Bos, Encoding};
-use interp::weights::{Checkpoint, DigestCache, Files, Places, Progress, find};
-use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, embedded, memory};
+use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, memory};
 use polars::prelude::DataFrame;
 
-use super::args::{Edits, Global, Side, Text};
+use super::args::{Edits, Global, Text};
+use super::prompts::{read_prompts, truncated};
+use super::source::{Source, check_vocabulary, open_files};
 
 /// Padded tokens that pass through the model at once.
 const BATCH_TOKENS: usize = 8192;
-/// Largest file of prompts.
-const MAX_TEXT: u64 = 64 << 20;
 
 /// A model, ready to run.
 pub struct Bench {
@@ -26,20 +23,6 @@ pub struct Bench {
     pub device: String,
     pub load_seconds: f64,
     quiet: bool,
-}
-
-/// Where the model came from.
-pub struct Source {
-    pub name: String,
-    pub files: Option<Files>,
-    /// sha256 of weights and tokenizer, computed beside the work.
-    digests: std::thread::JoinHandle<Result<Digests>>,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct Digests {
-    pub weights: Vec<String>,
-    pub tokenizer: Option<String>,
 }
 
 impl Bench {
@@ -98,6 +81,14 @@ impl Bench {
         truncated(&tokens, limit, side, tokenizer, encoding)
     }
 
+    /// A name for the prompts: the first one, without the token that starts every text.
+    pub fn name(&self, tokens: &Tokens) -> String {
+        let row = tokens.row(0);
+        let bos = self.tokenizer.as_ref().and_then(Tokenizer::end_of_text) == row.first().copied();
+        let text: String = (usize::from(bos)..row.len()).map(|pos| tokens.text(0, pos)).collect();
+        if tokens.len() > 1 { format!("{text} and {} more", tokens.len() - 1) } else { text }
+    }
+
     /// A plan with the edits of `--edit`.
     pub fn plan(&self, edits: &Edits) -> Result<Plan> {
         let Some(path) = &edits.edit else { return Ok(Plan::new()) };
@@ -149,13 +140,6 @@ impl Bench {
     }
 }
 
-impl Source {
-    /// Hashes of what was loaded; waits for them.
-    pub fn digests(self) -> Result<Digests> {
-        self.digests.join().unwrap_or_else(|_| Err(Error::Bug("hashing failed".into())))
-    }
-}
-
 /// Edits of several batches: the largest change of each.
 fn merge(before: Vec<interp::plan::Applied>, now: &[interp::plan::Applied]) -> Vec<interp::plan::Applied> {
     if before.is_empty() {
@@ -183,85 +167,6 @@ pub fn batches(tokens: &Tokens) -> Vec<(usize, Tokens)> {
     cuts.push(tokens.len());
     cuts.windows(2).map(|pair| (pair[0], tokens.slice(pair[0]..pair[1]))).collect()
 }
-
-/// The checkpoint and tokenizer of a model, checked but not loaded.
-pub fn open_files(global: &Global) -> Result<(Checkpoint, Option<Tokenizer>, Source)> {
-    let given = global.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
-    let given_path = global.tokenizer.clone();
-    if global.model == embedded::NAME {
-        let tokenizer = match given {
-            Some(tokenizer) => tokenizer,
-            None => embedded::tokenizer()?,
-        };
-        let digests = std::thread::spawn(move || {
-            Ok(Digests {
-                weights: vec![interp::weights::sha256_of(embedded::WEIGHTS)],
-                tokenizer: Some(interp::weights::sha256_of(embedded::TOKENIZER)),
-            })
-        });
-        let source = Source { name: embedded::NAME.into(), files: None, digests };
-        return Ok((embedded::checkpoint()?, Some(tokenizer), source));
-    }
-    let mut places = Places::from_env()?;
-    places.offline |= global.offline;
-    let mut bar = Bar::new(global.quiet);
-    let files = find(&global.model, &places, &mut bar)?;
-    bar.finish();
-    let bytes = interp::weights::read_small(&files.config, 1 << 20)?;
-    let config = Config::parse(&bytes, &files.config)?;
-    let checkpoint = Checkpoint::open(&files.weights, &config)?;
-    let tokenizer_path = given_path.or_else(|| files.tokenizer.clone());
-    let tokenizer = match (given, &files.tokenizer) {
-        (Some(tokenizer), _) => Some(tokenizer),
-        (None, Some(path)) => Some(Tokenizer::load(path)?),
-        (None, None) => None,
-    };
-    let digests = {
-        let (weights, cache) = (files.weights.clone(), DigestCache::new(places.digests.clone()));
-        std::thread::spawn(move || digests(&weights, tokenizer_path.as_deref(), &cache))
-    };
-    let source = Source { name: global.model.clone(), files: Some(files), digests };
-    Ok((checkpoint, tokenizer, source))
-}
-
-/// Hashes of the files, each compared with the hash that its name in the Hugging Face cache promises.
-fn digests(weights: &[PathBuf], tokenizer: Option<&Path>, cache: &DigestCache) -> Result<Digests> {
-    let mut found = Vec::new();
-    for file in weights {
-        let digest = cache.sha256(file)?;
-        let promised = std::fs::canonicalize(file)
-            .ok()
-            .and_then(|blob| interp::weights::Expected::from_etag(blob.file_name()?.to_str()?));
-        if let Some(interp::weights::Expected::Sha256(promised)) = promised {
-            if promised != digest {
-                return Err(Error::Data {
-                    path: file.clone(),
-                    what: format!(
-                        "sha256 is {digest}, but the cache promises {promised}; delete the file and download it again"
-                    ),
-                });
-            }
-        }
-        found.push(digest);
-    }
-    let tokenizer = match tokenizer {
-        Some(path) if path.is_dir() => Some(cache.sha256(&path.join("vocab.json"))?),
-        Some(path) => Some(cache.sha256(path)?),
-        None => None,
-    };
-    Ok(Digests { weights: found, tokenizer })
-}
-
-fn check_vocabulary(tokenizer: Option<&Tokenizer>, config: &Config) -> Result<()> {
-    match tokenizer.map(Tokenizer::vocab_size) {
-        Some(size) if size > config.vocab_size => Err(Error::Data {
-            path: PathBuf::from("tokenizer"),
-            what: format!("has {size} tokens, but the model knows {}: it belongs to another model", config.vocab_size),
-        }),
-        _ => Ok(()),
-    }
-}
-
 /// The device that a name means on this machine.
 pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':').map_or((name, None), |(kind, n)| (kind, Some(n))) {
@@ -270,137 +175,5 @@ pub fn device(name: &str) -> Result<Device> {
             Err(Error::Unavailable("this build has no CUDA; use --device cpu".into()))
         }
         _ => Err(Error::Request(format!("`{}` is no device; there are auto, cpu and cuda[:N]", name.escape_debug()))),
-    }
-}
-
-/// The texts that the options name.
-pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
-    let from_stdin = match &text.stdin {
-        Some(dash) if dash == "-" => true,
-        Some(other) => {
-            let other = other.to_string_lossy();
-            return Err(Error::Request(format!("`{}` is not an option; write --prompt TEXT", other.escape_debug())));
-        }
-        None => text.file.as_deref() == Some(Path::new("-")),
-    };
-    let sources = usize::from(!text.prompt.is_empty()) + usize::from(text.file.is_some() || text.stdin.is_some());
-    if sources > 1 || (text.file.is_some() && text.stdin.is_some()) {
-        return Err(Error::Request("give text by one of --prompt, --file and -, not by several".into()));
-    }
-    if !text.prompt.is_empty() {
-        return text
-            .prompt
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| decode(prompt.as_encoded_bytes(), text.lossy, Path::new(&format!("prompt {i}"))))
-            .collect();
-    }
-    let (bytes, path) = match &text.file {
-        _ if from_stdin => {
-            if std::io::stdin().is_terminal() {
-                return Err(Error::Request("standard input is a terminal; give --prompt TEXT or pipe text in".into()));
-            }
-            let mut bytes = Vec::new();
-            let path = PathBuf::from("standard input");
-            std::io::stdin()
-                .take(MAX_TEXT + 1)
-                .read_to_end(&mut bytes)
-                .map_err(|source| Error::Io { path: path.clone(), source })?;
-            (bytes, path)
-        }
-        Some(path) => (interp::weights::read_small(path, MAX_TEXT)?, path.clone()),
-        None => return Err(Error::Request("no text: give --prompt TEXT, --file PATH, or - for standard input".into())),
-    };
-    if bytes.len() as u64 > MAX_TEXT {
-        return Err(Error::Data { path, what: format!("more than the {MAX_TEXT} bytes that are read") });
-    }
-    let content = decode(&bytes, text.lossy, &path)?;
-    let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
-    let json = path.extension().is_some_and(|e| e == "jsonl");
-    let prompts = content
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| if json { json_text(line, i, &path) } else { Ok(line.to_string()) })
-        .collect::<Result<Vec<_>>>()?;
-    if prompts.is_empty() {
-        return Err(Error::Request(format!("{} holds no text", path.display())));
-    }
-    Ok(prompts)
-}
-
-fn json_text(line: &str, number: usize, path: &Path) -> Result<String> {
-    let value: serde_json::Value = serde_json::from_str(line)
-        .map_err(|e| Error::Data { path: path.to_path_buf(), what: format!("line {}: not JSON: {e}", number + 1) })?;
-    match value.get("text").and_then(|text| text.as_str()) {
-        Some(text) => Ok(text.to_string()),
-        None => Err(Error::Data { path: path.to_path_buf(), what: format!("line {}: no text field", number + 1) }),
-    }
-}
-
-fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
-    if lossy {
-        return Ok(String::from_utf8_lossy(bytes).into_owned());
-    }
-    std::str::from_utf8(bytes).map(str::to_string).map_err(|e| Error::Data {
-        path: path.to_path_buf(),
-        what: format!("not UTF-8 at byte {}; pass --lossy to replace such bytes", e.valid_up_to()),
-    })
-}
-
-/// Drops tokens on one side; a prepended end-of-text token stays first.
-fn truncated(tokens: &Tokens, limit: usize, side: Side, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Tokens> {
-    let rows: Vec<Vec<u32>> = (0..tokens.len())
-        .map(|prompt| {
-            let row = tokens.row(prompt);
-            let bos = encoding.bos != Bos::No && row.first().copied() == tokenizer.end_of_text();
-            match side {
-                _ if row.len() <= limit => row.to_vec(),
-                Side::Right => row[..limit].to_vec(),
-                Side::Left if bos => row[..1].iter().chain(&row[row.len() - (limit - 1)..]).copied().collect(),
-                Side::Left => row[row.len() - limit..].to_vec(),
-            }
-        })
-        .collect();
-    let text = rows.iter().map(|row| row.iter().map(|&id| tokenizer.text(id)).collect()).collect();
-    Tokens::from_ids(rows)?.with_text(text)
-}
-
-/// A progress bar for downloads, on a terminal only.
-pub struct Bar {
-    bar: Option<indicatif::ProgressBar>,
-    file: String,
-}
-
-impl Bar {
-    pub fn new(quiet: bool) -> Self {
-        let shown = !quiet && std::io::stderr().is_terminal();
-        let style = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        let bar = shown.then(|| {
-            let bar = indicatif::ProgressBar::new(0);
-            if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
-                bar.set_style(style);
-            }
-            bar
-        });
-        Self { bar, file: String::new() }
-    }
-
-    pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn update(&mut self, file: &str, done: u64, total: u64) {
-        let Some(bar) = &self.bar else { return };
-        if self.file != file {
-            self.file = file.to_string();
-            bar.set_message(self.file.clone());
-            bar.set_length(total);
-        }
-        bar.set_position(done);
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
 use super::bench::{Bench, batches};
-use super::report::{Outcome, Report, csv, print, rows, say};
+use super::report::{How, Outcome, Report, csv, print, rows, say};
 use super::{note, request};
 
 #[derive(clap::Args, Debug)]
@@ -27,7 +27,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let bench = Bench::open(global)?;
+    let mut bench = Bench::open(global)?;
     let config = bench.config().clone();
     let mut sites: Vec<Site> = Vec::new();
     for pattern in &args.site {
@@ -65,7 +65,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if args.dry_run {
         return Ok(());
     }
-    let report = Report::begin("capture", global, &format!("{} {}", args.site.join(" "), tokens.joined(0)))?;
+    let report = Report::begin("capture", global, &format!("{} {}", args.site.join(" "), bench.name(&tokens)))?;
     let extra = json!({
         "sites": sites.iter().map(|site| site.long()).collect::<Vec<_>>(),
         "layout": if args.wide { "wide" } else { "tidy" },
@@ -78,9 +78,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         })?;
         let figure = wide_figure(&frame, &sites)?;
         let summary = format!("{} rows, one array column for each of {} sites", frame.height(), sites.len());
-        let outcome = Outcome { frame, figure, summary, plan: &plan, applied, tokens: Some(&tokens), extra };
+        let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
+        let outcome = Outcome { frame, figure, summary, how };
         return report.finish(global, bench, outcome);
     }
+    bench.source.digests()?; // weights that are not what they should be leave no result
     let all = batches(&tokens);
     if all.len() > 1 && plan.edit_list().iter().any(interp::Edit::is_narrowed_by_prompt) {
         return Err(request("edits of single prompts need all prompts in one batch; give fewer prompts"));
@@ -116,7 +118,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let summary = summary.ok_or_else(|| interp::Error::Bug("a capture without sites".into()))?;
     let figure = figure::capture(&summary, 0)?;
     let dir = report.dir().display().to_string();
-    let run = report.finish_files(global, bench, &figure, &plan, &applied, Some(&tokens), extra)?;
+    let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
+    let run = report.finish_files(global, bench, &figure, how)?;
     match global.format {
         Format::Text => say(global, &format!("{rows_written} rows of {} sites\nwrote {dir}", sites.len())),
         Format::Json => {

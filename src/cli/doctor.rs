@@ -25,7 +25,7 @@ pub fn run(global: &Global) -> Result<()> {
     let facts = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "threads": rayon::current_num_threads(),
-        "vectors": format!("{:?}", pulp::Arch::new()),
+        "vectors": vectors(),
         "memory_available": memory::available(),
         "devices": ["cpu"],
         "hub_cache": hub,
@@ -61,6 +61,20 @@ pub fn run(global: &Global) -> Result<()> {
         return Ok(());
     }
     Err(Error::Bug(format!("self-test: the built-in model says `{next}` instead of ` Mary`")))
+}
+
+/// The widest vector instructions that the kernels will use.
+fn vectors() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512vl") {
+            return "AVX-512";
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    "baseline"
 }
 
 /// Speed of a product of GPT-2's shape, best of a few.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -27,7 +27,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.reads(lens::sites(bench.config().n_layer));
     plan.check(bench.config(), &tokens)?;
-    let report = Report::begin("lens", global, &format!("{convention} {}", tokens.joined(0)))?;
+    let report = Report::begin("lens", global, &format!("{convention} {}", bench.name(&tokens)))?;
     let tokenizer = bench.tokenizer()?;
     let (frame, applied) = bench
         .run(&plan, &tokens, |trace| lens::from_trace(&bench.model, tokenizer, trace, args.top as usize, convention))?;
@@ -35,10 +35,12 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         figure: figure::lens(&frame, 0)?,
         summary: summary(&frame)?,
         frame,
-        plan: &plan,
-        applied,
-        tokens: Some(&tokens),
-        extra: json!({ "top": args.top, "ln": convention.to_string() }),
+        how: How {
+            plan: &plan,
+            applied,
+            tokens: Some(&tokens),
+            extra: json!({ "top": args.top, "ln": convention.to_string() }),
+        },
     };
     report.finish(global, bench, outcome)
 }

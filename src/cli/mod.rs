@@ -10,9 +10,11 @@ mod lens;
 mod models;
 mod neurons;
 mod predict;
+mod prompts;
 mod report;
 mod residual;
 mod sites;
+mod source;
 mod tokens;
 mod train;
 

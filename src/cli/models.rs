@@ -8,8 +8,9 @@ use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Format, Global};
-use super::bench::{Bar, Bench, open_files};
+use super::bench::Bench;
 use super::report::{csv, print, rows, say};
+use super::source::{Bar, open_files, promised};
 use super::{note, request};
 
 #[derive(clap::Args, Debug)]
@@ -111,7 +112,7 @@ fn list(global: &Global) -> Result<()> {
 }
 
 fn info(global: &Global) -> Result<()> {
-    let (checkpoint, tokenizer, source) = open_files(global)?;
+    let (checkpoint, tokenizer, mut source) = open_files(global)?;
     let config = checkpoint.config();
     let origin = source.files.as_ref().map_or("built in".to_string(), |files| files.origin.clone());
     let name = source.name.clone();
@@ -206,10 +207,8 @@ fn hashes(files: &[PathBuf], given: Option<String>) -> Result<Vec<Check>> {
     files
         .iter()
         .map(|file| {
-            let blob = std::fs::canonicalize(file).ok();
-            let promised = blob.and_then(|blob| Expected::from_etag(blob.file_name()?.to_str()?));
             let what = file.display().to_string();
-            let result = match given.clone().or(promised) {
+            let result = match given.clone().or_else(|| promised(file)) {
                 None => Ok(format!("sha256 {} (nothing to compare with)", weights::sha256(file)?)),
                 Some(expected) => match expected.of_file(file)? {
                     found if found == expected.hex() => Ok(format!("hash {found} as expected")),

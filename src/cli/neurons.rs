@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -31,16 +31,18 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.read(site).until(layer + 1);
     plan.check(bench.config(), &tokens)?;
-    let report = Report::begin("neurons", global, &format!("layer {layer} {}", tokens.joined(0)))?;
+    let report = Report::begin("neurons", global, &format!("layer {layer} {}", bench.name(&tokens)))?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| neurons::from_trace(trace, site, args.top as usize))?;
     let outcome = Outcome {
         figure: figure::neurons(&frame, 0)?,
         summary: summary(&frame)?,
         frame,
-        plan: &plan,
-        applied,
-        tokens: Some(&tokens),
-        extra: json!({ "layer": layer, "top": args.top, "site": site.to_string() }),
+        how: How {
+            plan: &plan,
+            applied,
+            tokens: Some(&tokens),
+            extra: json!({ "layer": layer, "top": args.top, "site": site.to_string() }),
+        },
     };
     report.finish(global, bench, outcome)
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -22,7 +22,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?;
     plan.check(bench.config(), &tokens)?;
-    let report = Report::begin("predict", global, &tokens.joined(0))?;
+    let report = Report::begin("predict", global, &bench.name(&tokens))?;
     let tokenizer = bench.tokenizer()?;
     let (frame, applied) =
         bench.run(&plan, &tokens, |trace| predict::from_trace(trace, tokenizer, args.top as usize))?;
@@ -30,10 +30,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         figure: figure::predict(&frame, 0)?,
         summary: summary(&frame)?,
         frame,
-        plan: &plan,
-        applied,
-        tokens: Some(&tokens),
-        extra: json!({ "top": args.top }),
+        how: How { plan: &plan, applied, tokens: Some(&tokens), extra: json!({ "top": args.top }) },
     };
     report.finish(global, bench, outcome)
 }

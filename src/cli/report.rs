@@ -26,6 +26,11 @@ pub struct Outcome<'a> {
     pub figure: Figure,
     /// For people.
     pub summary: String,
+    pub how: How<'a>,
+}
+
+/// How a result was made.
+pub struct How<'a> {
     pub plan: &'a Plan,
     pub applied: Vec<Applied>,
     pub tokens: Option<&'a Tokens>,
@@ -49,10 +54,11 @@ impl Report {
     }
 
     /// Writes the files and prints the result.
-    pub fn finish(self, global: &Global, bench: Bench, outcome: Outcome<'_>) -> Result<()> {
-        let Outcome { mut frame, figure, summary, plan, applied, tokens, extra } = outcome;
+    pub fn finish(self, global: &Global, mut bench: Bench, outcome: Outcome<'_>) -> Result<()> {
+        let Outcome { mut frame, figure, summary, how } = outcome;
+        bench.source.digests()?; // weights that are not what they should be leave no result
         interp::frame::save_parquet(&mut frame, &self.dir.join("frame.parquet"))?;
-        let run = self.finish_files(global, bench, &figure, plan, &applied, tokens, extra)?;
+        let run = self.finish_files(global, bench, &figure, how)?;
         match global.format {
             Format::Text => say(global, &format!("{summary}\nwrote {}", self.dir.display())),
             Format::Json => print(&(json!({ "run": run, "rows": rows(&frame)? }).to_string() + "\n")),
@@ -61,84 +67,62 @@ impl Report {
     }
 
     /// Writes figure and run.json beside a frame that is already there.
-    #[allow(clippy::too_many_arguments)]
-    pub fn finish_files(
-        &self,
-        global: &Global,
-        bench: Bench,
-        figure: &Figure,
-        plan: &Plan,
-        applied: &[Applied],
-        tokens: Option<&Tokens>,
-        extra: Value,
-    ) -> Result<Value> {
+    pub fn finish_files(&self, global: &Global, bench: Bench, figure: &Figure, how: How<'_>) -> Result<Value> {
         disk::write_bytes(&self.dir.join("figure.svg"), figure.svg()?.as_bytes())?;
         disk::write_bytes(&self.dir.join("figure.png"), &figure.png()?)?;
-        let run = provenance(self.command, global, bench, plan, applied, tokens, extra, self.start)?;
+        let run = self.provenance(global, bench, how)?;
         let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
         disk::write_bytes(&self.dir.join("run.json"), &text)?;
         Ok(run)
     }
-}
 
-/// Everything that it takes to make the result again.
-#[allow(clippy::too_many_arguments)]
-fn provenance(
-    command: &str,
-    global: &Global,
-    bench: Bench,
-    plan: &Plan,
-    applied: &[Applied],
-    tokens: Option<&Tokens>,
-    extra: Value,
-    start: Instant,
-) -> Result<Value> {
-    let config = bench.config().to_json();
-    let parameters = bench.config().parameters();
-    let (dtype, device, load_seconds) = (bench.dtype, bench.device.clone(), bench.load_seconds);
-    let name = bench.source.name.clone();
-    let origin = bench.source.files.as_ref().map(|files| files.origin.clone());
-    let digests = bench.source.digests()?;
-    let edits: Vec<Value> = plan
-        .edit_list()
-        .iter()
-        .zip(applied)
-        .map(|(edit, applied)| {
+    /// Everything that it takes to make the result again.
+    fn provenance(&self, global: &Global, mut bench: Bench, how: How<'_>) -> Result<Value> {
+        let How { plan, applied, tokens, extra } = how;
+        let digests = bench.source.digests()?;
+        let edits = plan.edit_list().iter().zip(applied).map(|(edit, applied)| {
             let mut value = edit.to_json();
             value["relative_change"] = json!(applied.relative_change);
             value
-        })
-        .collect();
-    let ids: Option<Vec<&[u32]>> = tokens.map(|t| (0..t.len()).map(|prompt| t.row(prompt)).collect());
-    let mut run = json!({
-        "command": command,
-        "arguments": std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>(),
-        "model": {
-            "name": name,
-            "origin": origin,
-            "weights_sha256": digests.weights,
-            "tokenizer_sha256": digests.tokenizer,
-            "parameters": parameters,
-            "config": config,
-        },
-        "basis": "raw",
-        "bos": format!("{:?}", global.bos).to_lowercase(),
-        "dtype": dtype.as_str(),
-        "device": device,
-        "seed": global.seed,
-        "plan": {
-            "reads": plan.read_sites().map(|site| site.to_string()).collect::<Vec<_>>(),
-            "edits": edits,
-        },
-        "token_ids": ids,
-        "versions": { "interp": env!("CARGO_PKG_VERSION") },
-        "threads": rayon::current_num_threads(),
-        "seconds": { "load": load_seconds, "total": load_seconds + start.elapsed().as_secs_f64() },
-    });
-    if let (Some(run), Value::Object(extra)) = (run.as_object_mut(), extra) {
-        run.extend(extra);
+        });
+        let mut run = json!({
+            "command": self.command,
+            "arguments": arguments(),
+            "model": {
+                "name": bench.source.name,
+                "origin": bench.source.files.as_ref().map(|files| &files.origin),
+                "weights_sha256": digests.weights,
+                "tokenizer_sha256": digests.tokenizer,
+                "parameters": bench.config().parameters(),
+                "config": bench.config().to_json(),
+            },
+            "basis": "raw",
+            "bos": format!("{:?}", global.bos).to_lowercase(),
+            "dtype": bench.dtype.as_str(),
+            "device": bench.device,
+            "seed": global.seed,
+            "plan": {
+                "reads": plan.read_sites().map(|site| site.to_string()).collect::<Vec<_>>(),
+                "edits": edits.collect::<Vec<_>>(),
+            },
+            "token_ids": tokens.map(|t| (0..t.len()).map(|prompt| t.row(prompt)).collect::<Vec<_>>()),
+            "versions": { "interp": env!("CARGO_PKG_VERSION") },
+            "threads": rayon::current_num_threads(),
+            "seconds": {
+                "load": bench.load_seconds,
+                "total": bench.load_seconds + self.start.elapsed().as_secs_f64(),
+            },
+        });
+        if let (Some(run), Value::Object(extra)) = (run.as_object_mut(), extra) {
+            run.extend(extra);
+        }
+        Ok(run)
     }
-    Ok(run)
+}
+
+/// The command line, for run.json.
+pub fn arguments() -> Vec<String> {
+    std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
 
 /// Takes a directory for the output: a new one, an empty one, or one with an earlier output of ours.

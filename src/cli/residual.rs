@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -20,16 +20,13 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.reads(residual::sites(layers)).logits(interp::LogitsAt::None);
     plan.check(bench.config(), &tokens)?;
-    let report = Report::begin("residual", global, &tokens.joined(0))?;
+    let report = Report::begin("residual", global, &bench.name(&tokens))?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| residual::from_trace(trace, layers))?;
     let outcome = Outcome {
         figure: figure::residual(&frame, 0)?,
         summary: summary(&frame)?,
         frame,
-        plan: &plan,
-        applied,
-        tokens: Some(&tokens),
-        extra: json!({}),
+        how: How { plan: &plan, applied, tokens: Some(&tokens), extra: json!({}) },
     };
     report.finish(global, bench, outcome)
 }

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 pub fn run(global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
@@ -30,10 +30,7 @@ pub fn run(global: &Global) -> Result<()> {
         figure: figure::sites(&frame)?,
         summary: lines.join("\n"),
         frame,
-        plan: &Plan::new(),
-        applied: Vec::new(),
-        tokens: None,
-        extra: json!({}),
+        how: How { plan: &Plan::new(), applied: Vec::new(), tokens: None, extra: json!({}) },
     };
     report.finish(global, bench, outcome)
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
-use super::report::{Outcome, Report};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -15,7 +15,7 @@ pub struct Args {
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     let tokens = bench.tokens(global, &args.text)?;
-    let report = Report::begin("tokens", global, &tokens.joined(0))?;
+    let report = Report::begin("tokens", global, &bench.name(&tokens))?;
     let frame = DataFrame::new(tokens.count(), frame::token_columns(&tokens))?;
     let mut lines = Vec::new();
     for prompt in 0..tokens.len() {
@@ -32,10 +32,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         figure: figure::tokens(&frame, 0)?,
         summary: lines.join("\n"),
         frame,
-        plan: &Plan::new(),
-        applied: Vec::new(),
-        tokens: Some(&tokens),
-        extra: json!({}),
+        how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra: json!({}) },
     };
     report.finish(global, bench, outcome)
 }

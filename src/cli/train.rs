@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::args::{Format, Global};
 use super::note;
-use super::report::{csv, print, rows, say, slug};
+use super::report::{arguments, csv, print, rows, say, slug};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -184,7 +184,7 @@ fn finish(trainer: &Trainer, dir: &Path, metrics: &[Metric], global: &Global) ->
     disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
     let run = json!({
         "command": "train",
-        "arguments": std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>(),
+        "arguments": arguments(),
         "recipe": trainer.recipe(),
         "model": trainer.model().config().to_json(),
         "weights_sha256": interp::weights::sha256(&dir.join("model.safetensors"))?,

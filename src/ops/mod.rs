@@ -5,6 +5,7 @@
 //! bf16 tensors are widened on the way in and rounded on the way out, so every reduction is in f32.
 
 mod adamw;
+mod add;
 mod attention;
 mod gelu;
 mod gemm;
@@ -18,6 +19,7 @@ mod rows;
 use candle_core::{DType, Result, Tensor};
 
 pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
+pub use add::add;
 pub use attention::{Causal, attend, attention_scores, causal_softmax, masked};
 pub use gelu::gelu;
 pub use linear::{linear, linear_t, sum_rows};

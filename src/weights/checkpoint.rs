@@ -1,5 +1,6 @@
 //! A checkpoint on disk: compared with its config as a whole, then loaded tensor by tensor.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -43,12 +44,12 @@ impl Checkpoint {
         Self::compare(shards, config)
     }
 
-    /// The same for a checkpoint that is compiled in.
+    /// The same for a checkpoint in memory; `name` is for messages.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn embedded(name: &str, bytes: &'static [u8], config: &Config) -> Result<Self> {
-        Self::compare(vec![Header::embedded(name, bytes)?], config)
+    pub fn parse(name: &str, bytes: impl Into<Cow<'static, [u8]>>, config: &Config) -> Result<Self> {
+        Self::compare(vec![Header::parse(name, bytes.into())?], config)
     }
 
     fn compare(shards: Vec<Header>, config: &Config) -> Result<Self> {

@@ -93,38 +93,48 @@ pub struct DigestCache {
 #[derive(Default, Serialize, Deserialize)]
 struct Known(BTreeMap<PathBuf, (String, String)>);
 
+/// A file's sha256, with what it takes to remember it.
+#[derive(Clone, Debug)]
+pub struct FileDigest {
+    /// In hexadecimal.
+    pub sha256: String,
+    /// Path and identity of the file, if the hash is new and the file did not change while it was read.
+    fresh: Option<(PathBuf, String)>,
+}
+
 impl DigestCache {
     /// A cache in the file `path`; without one, nothing is remembered.
     pub fn new(path: Option<PathBuf>) -> Self {
         Self { path }
     }
 
-    /// sha256 of a file.
+    /// sha256 of a file, remembered or computed. Nothing is written.
     ///
     /// # Errors
-    /// As reading the file. A cache that cannot be read or written only costs time.
-    pub fn sha256(&self, file: &Path) -> Result<String> {
+    /// As reading the file.
+    pub fn sha256(&self, file: &Path) -> Result<FileDigest> {
         let file = std::fs::canonicalize(file).map_err(|e| Error::reading(file, e))?;
         let identity = identity(&file);
-        let known = self.load();
-        if let (Some(identity), Some((then, digest))) = (&identity, known.0.get(&file))
+        if let (Some(identity), Some((then, sha256))) = (&identity, self.load().0.get(&file))
             && identity == then
         {
-            return Ok(digest.clone());
+            return Ok(FileDigest { sha256: sha256.clone(), fresh: None });
         }
-        let digest = sha256(&file)?;
-        // A file that changed while it was read must not be remembered.
-        if let (Some(before), Some(path)) = (&identity, &self.path)
-            && self::identity(&file).as_ref() == Some(before)
-        {
-            let mut known = self.load();
-            known.0.retain(|file, _| file.exists());
-            known.0.insert(file, (before.clone(), digest.clone()));
-            if let (Some(dir), Ok(text)) = (path.parent(), serde_json::to_vec(&known)) {
-                let _ = crate::disk::write_dir(dir).and_then(|()| crate::disk::write_bytes(path, &text));
-            }
+        let sha256 = sha256(&file)?;
+        let unchanged = identity.filter(|before| self::identity(&file).as_ref() == Some(before));
+        Ok(FileDigest { sha256, fresh: unchanged.map(|identity| (file, identity)) })
+    }
+
+    /// Remembers what was computed. A cache that cannot be written only costs time.
+    pub fn save(&self, digests: &[FileDigest]) {
+        let new: Vec<_> = digests.iter().filter_map(|d| Some((d.fresh.clone()?, d.sha256.clone()))).collect();
+        let (Some(path), false) = (&self.path, new.is_empty()) else { return };
+        let mut known = self.load();
+        known.0.retain(|file, _| file.exists());
+        known.0.extend(new.into_iter().map(|((file, identity), sha256)| (file, (identity, sha256))));
+        if let (Some(dir), Ok(text)) = (path.parent(), serde_json::to_vec(&known)) {
+            let _ = crate::disk::write_dir(dir).and_then(|()| crate::disk::write_bytes(path, &text));
         }
-        Ok(digest)
     }
 
     fn load(&self) -> Known {

@@ -1,5 +1,6 @@
 //! The header of a safetensors file, checked whole before anything is allocated for its tensors.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -18,15 +19,15 @@ const MAX_HEADER: u64 = 8 << 20;
 #[derive(Debug)]
 pub enum Source {
     File(File),
-    /// Compiled into the binary.
-    Embedded(&'static [u8]),
+    /// In memory, or compiled into the binary.
+    Bytes(Cow<'static, [u8]>),
 }
 
 impl Source {
     pub fn len(&self) -> std::io::Result<u64> {
         match self {
             Source::File(file) => Ok(file.metadata()?.len()),
-            Source::Embedded(bytes) => Ok(bytes.len() as u64),
+            Source::Bytes(bytes) => Ok(bytes.len() as u64),
         }
     }
 
@@ -34,9 +35,10 @@ impl Source {
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         match self {
             Source::File(file) => std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset),
-            Source::Embedded(bytes) => {
-                let end = usize::try_from(offset).ok().and_then(|start| bytes.get(start..start + buffer.len()));
-                buffer.copy_from_slice(end.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+            Source::Bytes(bytes) => {
+                let start = usize::try_from(offset).map_err(|_| std::io::ErrorKind::UnexpectedEof)?;
+                let end = start.checked_add(buffer.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(bytes.get(start..end).ok_or(std::io::ErrorKind::UnexpectedEof)?);
                 Ok(())
             }
         }
@@ -63,9 +65,9 @@ impl Header {
         Self::check(path, Source::File(open_regular(path)?))
     }
 
-    /// [`Header::open`] for a checkpoint that is compiled in.
-    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
-        Self::check(Path::new(name), Source::Embedded(bytes))
+    /// [`Header::open`] for a checkpoint in memory.
+    pub fn parse(name: &str, bytes: Cow<'static, [u8]>) -> Result<Self> {
+        Self::check(Path::new(name), Source::Bytes(bytes))
     }
 
     fn check(path: &Path, source: Source) -> Result<Self> {

@@ -127,7 +127,7 @@ fn list(repository: &Repository, places: &Places, hub: &Path) -> Result<(String,
 
 fn refused(error: &ureq::Error, repository: &Repository, places: &Places) -> Error {
     match error {
-        ureq::Error::StatusCode(code) => status(*code, repository, places, "the repository"),
+        ureq::Error::StatusCode(code) => status(*code, repository, places, "repository or revision"),
         other => Error::Unavailable(format!(
             "cannot reach {}: {}; without a network use --offline or a local directory",
             places.endpoint,
@@ -141,12 +141,12 @@ fn status(code: u16, repository: &Repository, places: &Places, what: &str) -> Er
     let Repository { id, revision } = repository;
     match code {
         401 | 403 if places.token.is_some() => Error::Unavailable(format!(
-            "{id}: the hub refuses {what} to this token (HTTP {code}); is it for this repository?"
+            "{id}: the hub refuses this {what} to this token (HTTP {code}); is it for this repository?"
         )),
         401 | 403 => Error::Unavailable(format!(
             "{id}: no such public repository, or it is gated (HTTP {code}); set HF_TOKEN if you have access"
         )),
-        404 => Error::Missing(format!("{id}: the hub has no {what} of that name at revision {revision} (HTTP 404)")),
+        404 => Error::Missing(format!("{id}@{revision}: the hub has no such {what} (HTTP 404)")),
         429 => Error::TryAgain(format!("{id}: the hub asks to slow down (HTTP 429); try again in a few minutes")),
         500..=599 => Error::TryAgain(format!("{id}: the hub has a fault (HTTP {code}); try again later")),
         code => Error::Unavailable(format!("{id}: the hub answered HTTP {code} for {what}")),
@@ -343,7 +343,8 @@ impl Fetch<'_> {
                 continue;
             }
             if !code.is_success() {
-                return Err(status(code.as_u16(), self.repository, self.places, name));
+                let what = format!("file {name}");
+                return Err(status(code.as_u16(), self.repository, self.places, &what));
             }
             return Ok(match first {
                 Some(first) => (first, Some(response)),

@@ -8,7 +8,7 @@ mod hub;
 mod places;
 
 pub use checkpoint::{Checkpoint, Loaded, shard_names, weight_files};
-pub use digest::{DigestCache, Expected, sha256, sha256_of};
+pub use digest::{DigestCache, Expected, FileDigest, sha256, sha256_of};
 pub use find::{Files, cached, find};
 pub use header::read_small;
 pub use hub::{Progress, download};

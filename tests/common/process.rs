@@ -1,0 +1,188 @@
+//! Running the binary as a user does.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A command line in a directory of its own, with nothing of the user's environment.
+pub struct Interp {
+    command: Command,
+    dir: tempfile::TempDir,
+    stdin: Option<Vec<u8>>,
+}
+
+/// What it did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+    /// The directory it ran in.
+    pub dir: tempfile::TempDir,
+}
+
+impl Interp {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_interp"));
+        command.current_dir(dir.path()).env_clear().env("HOME", dir.path()).env("HF_HUB_OFFLINE", "1");
+        Self { command, dir, stdin: None }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Words of a command line, split at spaces.
+    pub fn words(mut self, words: &str) -> Self {
+        self.command.args(words.split_whitespace());
+        self
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Limits the address space, so that a huge allocation fails the test instead of the machine.
+    pub fn limit_memory(mut self, bytes: u64) -> Self {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: setrlimit is async-signal-safe and reads a value that the closure owns.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_AS, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        self
+    }
+
+    /// Kills the process if it asks for a network socket (seccomp, so that no path can be forgotten).
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub fn forbid_sockets(mut self) -> Self {
+        const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+        const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+        const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+        const ALLOW: u32 = 0x7fff_0000;
+        const KILL: u32 = 0x8000_0000;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let filter = [
+            step(LOAD, 0, 0, 0), // the number of the system call
+            step(EQUAL, 0, 1, libc::SYS_socket as u32),
+            step(RETURN, 0, 0, KILL),
+            step(RETURN, 0, 0, ALLOW),
+        ];
+        // SAFETY: prctl is async-signal-safe; the filter lives in the closure for as long as the kernel copies it.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.command.pre_exec(move || {
+                let mut filter = filter;
+                let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+                if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                    || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) != 0
+                {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        self
+    }
+
+    /// Starts it without waiting.
+    pub fn spawn(mut self) -> (std::process::Child, tempfile::TempDir) {
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (self.command.spawn().unwrap(), self.dir)
+    }
+
+    pub fn run(mut self) -> Outcome {
+        let start = Instant::now();
+        self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().unwrap();
+        if let (Some(bytes), Some(mut pipe)) = (self.stdin, child.stdin.take()) {
+            std::thread::spawn(move || pipe.write_all(&bytes));
+        }
+        let mut stderr_pipe = child.stderr.take().unwrap();
+        let stderr = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stderr_pipe.read_to_end(&mut bytes).unwrap();
+            String::from_utf8(bytes).expect("stderr is UTF-8")
+        });
+        let mut stdout = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        let status = child.wait().unwrap();
+        Outcome {
+            code: status.code(),
+            stdout: String::from_utf8(stdout).expect("stdout is UTF-8"),
+            stderr: stderr.join().unwrap(),
+            took: start.elapsed(),
+            dir: self.dir,
+        }
+    }
+}
+
+impl Outcome {
+    /// Asserts success.
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Asserts a refusal: this exit code, one line on stderr that says `wanted`, nothing on stdout, nothing written.
+    pub fn refused(self, code: i32, wanted: &str) -> Self {
+        let context = format!("code {:?}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr);
+        assert_eq!(self.code, Some(code), "wanted {code}: {context}");
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "not one line: {context}");
+        assert!(self.stderr.starts_with("error: "), "{context}");
+        assert!(self.stderr.contains(wanted), "wanted `{wanted}`: {context}");
+        assert!(!self.stderr.contains("panicked"), "{context}");
+        assert!(!self.stderr.chars().any(|c| c.is_control() && c != '\n'), "control characters: {context}");
+        assert_eq!(self.stdout, "", "{context}");
+        let written = files(self.dir.path());
+        assert!(written.is_empty(), "left behind {written:?}: {context}");
+        self
+    }
+
+    /// The one output directory that the command wrote below outputs/.
+    pub fn output(&self) -> PathBuf {
+        let runs: Vec<PathBuf> = files(self.dir.path()).into_iter().filter(|f| f.ends_with("run.json")).collect();
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        runs[0].parent().unwrap().to_path_buf()
+    }
+}
+
+/// Every file below a directory.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
