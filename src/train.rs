@@ -379,10 +379,9 @@ impl Trainer {
             tensors.push((format!("mean.{name}"), mean.clone()));
             tensors.push((format!("square.{name}"), square.clone()));
         }
-        let metadata = [
-            ("step".to_string(), self.steps().to_string()),
-            ("recipe".to_string(), serde_json::to_string(&self.recipe).map_err(|e| Error::Bug(e.to_string()))?),
-        ];
+        // One entry, because a map of several has no fixed order in the file.
+        let run = serde_json::json!({ "step": self.steps(), "recipe": self.recipe }).to_string();
+        let metadata = [("run".to_string(), run)];
         save_tensors(&dir.join(STATE), &tensors, Some(metadata.into()))
     }
 
@@ -395,16 +394,16 @@ impl Trainer {
         let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
         let wrong = |what: String| Error::data(&path, what);
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| wrong(e.to_string()))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let saved: Recipe = metadata
-            .get("recipe")
-            .and_then(|text| serde_json::from_str(text).ok())
+        let run: SavedRun = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| serde_json::from_str(metadata.get("run")?).ok())
             .ok_or_else(|| wrong("no recipe in it: not a training state".into()))?;
+        let SavedRun { step: steps, recipe: saved } = run;
         if saved != self.recipe {
             let fields = differences(&saved, &self.recipe);
             return Err(wrong(format!("was made by another recipe, which differs in {fields}; use another --out")));
         }
-        let steps = metadata.get("step").and_then(|s| s.parse().ok()).ok_or_else(|| wrong("no step in it".into()))?;
         let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
         let get = |name: String| -> Result<Tensor> {
             let view = tensors.tensor(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
@@ -437,6 +436,13 @@ impl Trainer {
         crate::disk::write_bytes(&dir.join("config.json"), &config)?;
         crate::disk::write_bytes(&dir.join("tokenizer.json"), self.tokenizer.to_json()?.as_bytes())
     }
+}
+
+/// What a state says of its run.
+#[derive(Deserialize)]
+struct SavedRun {
+    step: u64,
+    recipe: Recipe,
 }
 
 /// Rows that pass through the model at once.

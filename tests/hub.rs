@@ -345,8 +345,7 @@ fn names_from_the_hub_cannot_leave_the_cache() {
         let hub = Hub::new(move |request| sharded.answer(request));
         download(&hub, cache.path()).run().refused(65, "is not the name of a file beside it");
     }
-    let escaped: Vec<_> =
-        files(cache.path()).into_iter().filter(|f| f.to_string_lossy().contains("escaped")).collect();
+    let escaped: Vec<_> = files(cache.path()).into_iter().filter(|f| f.to_string_lossy().contains("escaped")).collect();
     assert!(escaped.is_empty(), "{escaped:?}");
 }
 
@@ -368,14 +367,19 @@ fn hostile_names_never_reach_the_network() {
     ] {
         interp(&hub, cache.path()).words("models download").arg(name).run().refused(2, "error");
     }
-    let outcome = interp(&hub, cache.path()).words("models download owner/name").env("HF_ENDPOINT", "http://example.org");
+    let outcome =
+        interp(&hub, cache.path()).words("models download owner/name").env("HF_ENDPOINT", "http://example.org");
     outcome.run().refused(2, "HF_ENDPOINT: `http://example.org` is not https");
     assert!(hub.log().is_empty(), "{:?}", hub.log());
 }
 
 #[test]
 fn a_repository_that_is_no_gpt2_is_named() {
-    let cases = [("config.json", "no config.json"), ("tokenizer.json", "no vocab.json"), ("model.safetensors", "no safetensors weights")];
+    let cases = [
+        ("config.json", "no config.json"),
+        ("tokenizer.json", "no vocab.json"),
+        ("model.safetensors", "no safetensors weights"),
+    ];
     for (missing, wanted) in cases {
         let mut repo = repo();
         repo.files.remove(missing);
@@ -429,7 +433,10 @@ fn a_killed_download_is_resumed_and_whole() {
     child.wait().unwrap();
     assert!(!has_weights(cache.path()), "a broken download became a cached file");
     let left = partial().expect("what had arrived is kept").metadata().unwrap().len();
-    interp(&hub, cache.path()).words("sites --model owner/name --offline").run().refused(66, "not in the Hugging Face cache");
+    interp(&hub, cache.path())
+        .words("sites --model owner/name --offline")
+        .run()
+        .refused(66, "not in the Hugging Face cache");
     download(&hub, cache.path()).run().ok();
     assert!(has_weights(cache.path()));
     check_cache(cache.path());

@@ -1,6 +1,6 @@
 use interp::capture::{self, Layout};
 use interp::site::Site;
-use interp::{LogitsAt, Result, figure, frame, memory};
+use interp::{Error, LogitsAt, Result, figure, frame, memory};
 use polars::prelude::{ChunkCompareEq, DataFrame};
 use serde_json::json;
 
@@ -54,14 +54,16 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             memory::human(estimate.memory),
         ),
     );
-    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
-    memory::check(&format!("capturing {} sites of {} tokens", sites.len(), tokens.count()), estimate.memory, limit)
-        .map_err(|e| match e {
-            interp::Error::TryAgain(what) => {
-                interp::Error::TryAgain(format!("{what}; name fewer sites or shorten the text"))
-            }
-            other => other,
-        })?;
+    // The weights are already here; a limit of the user's counts them too.
+    let (limit, weights) = match &global.memory {
+        Some(limit) => (Some(memory::parse(limit)?), config.parameters() * bench.dtype.size_in_bytes() as u64),
+        None => (None, 0),
+    };
+    let what = format!("capturing {} sites of {} tokens", sites.len(), tokens.count());
+    memory::check(&what, estimate.memory + weights, limit).map_err(|e| match e {
+        Error::TryAgain(what) => Error::TryAgain(format!("{what}; name fewer sites or shorten the text")),
+        other => other,
+    })?;
     if args.dry_run {
         return Ok(());
     }
@@ -115,7 +117,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         Ok(())
     })?;
     bench.report_edits(&applied);
-    let summary = summary.ok_or_else(|| interp::Error::Bug("a capture without sites".into()))?;
+    let summary = summary.ok_or_else(|| Error::Bug("a capture without sites".into()))?;
     let figure = figure::capture(&summary, 0)?;
     let dir = report.dir().display().to_string();
     let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
@@ -164,5 +166,5 @@ fn wide_figure(wide: &DataFrame, sites: &[Site]) -> Result<figure::Figure> {
             None => stacked = Some(part),
         }
     }
-    figure::capture(&stacked.ok_or_else(|| interp::Error::Bug("a capture without sites".into()))?, 0)
+    figure::capture(&stacked.ok_or_else(|| Error::Bug("a capture without sites".into()))?, 0)
 }

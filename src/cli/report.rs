@@ -108,6 +108,7 @@ impl Report {
             "token_ids": tokens.map(|t| (0..t.len()).map(|prompt| t.row(prompt)).collect::<Vec<_>>()),
             "versions": { "interp": env!("CARGO_PKG_VERSION") },
             "threads": rayon::current_num_threads(),
+            "memory": { "peak": interp::memory::peak() },
             "seconds": {
                 "load": bench.load_seconds,
                 "total": bench.load_seconds + self.start.elapsed().as_secs_f64(),
