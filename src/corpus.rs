@@ -5,7 +5,41 @@ use crate::language::Language;
 use crate::random::{Rng, Stream, stream};
 use crate::text::{Bos, Encoding, Tokenizer};
 
-/// Where training rows come from: documents of a [`Language`], and random sequences that repeat.
+/// Which rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// For learning.
+    Train,
+    /// For learning, while rows are short.
+    TrainShort,
+    /// For measuring.
+    Validation,
+}
+
+impl Split {
+    fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::TrainShort => "train short",
+            Split::Validation => "validation",
+        }
+    }
+}
+
+/// Where training rows come from.
+pub trait Rows: Send + Sync {
+    /// Row `index` of a split: `length` tokens, and for each whether predicting it counts. The same index gives the
+    /// same row.
+    ///
+    /// # Errors
+    /// As the source of the rows.
+    fn row(&self, split: Split, index: u64, length: usize) -> Result<Row>;
+
+    /// What tells these rows from others.
+    fn digest(&self) -> String;
+}
+
+/// Documents of a [`Language`], and random sequences that repeat.
 #[derive(Clone)]
 pub struct Corpus {
     language: Language,
@@ -29,16 +63,30 @@ impl Corpus {
         Ok(Self { language, tokenizer, end_of_text, repeat_share, seed })
     }
 
-    /// Row `index` of the named split: `length` tokens that begin with end-of-text, and for each whether predicting it
-    /// counts. The same index gives the same row.
+    /// A sequence of random tokens, of any length that fits a row twice, said two to eight times: short ones are as
+    /// likely as long ones, because they are what a model learns to copy first.
+    fn push_repeated(&self, row: &mut Row, rng: &mut Stream, length: usize) {
+        let longest = (length.saturating_sub(1) / 2).max(4) as f64;
+        let half = (4.0 * (longest / 4.0).powf(rng.random())) as usize;
+        let pair = repeated_tokens(rng, half, self.tokenizer.vocab_size() as u32, self.end_of_text);
+        let copies = rng.random_range(2..=8);
+        row.tokens.extend(pair[..half].repeat(copies));
+        // The first token of a second copy comes as a surprise too.
+        row.counts.resize(row.counts.len() + half + 1, false);
+        row.counts.resize(row.tokens.len(), true);
+    }
+}
+
+impl Rows for Corpus {
+    /// Rows begin with end-of-text.
     ///
     /// Random tokens that come for the first time cannot be predicted. They do not count, since their noise would
     /// drown what there is to learn.
     ///
     /// # Errors
     /// [`Error::Bug`] if the tokenizer cannot encode the language.
-    pub fn row(&self, split: &str, index: u64, length: usize) -> Result<Row> {
-        let mut rng = stream(self.seed, split, index);
+    fn row(&self, split: Split, index: u64, length: usize) -> Result<Row> {
+        let mut rng = stream(self.seed, split.name(), index);
         let mut row = Row { tokens: vec![self.end_of_text], counts: vec![false] };
         let repeats = rng.random_bool(self.repeat_share);
         while row.tokens.len() < length {
@@ -57,17 +105,8 @@ impl Corpus {
         Ok(row)
     }
 
-    /// A sequence of random tokens, of any length that fits a row twice, said two to eight times: short ones are as
-    /// likely as long ones, because they are what a model learns to copy first.
-    fn push_repeated(&self, row: &mut Row, rng: &mut Stream, length: usize) {
-        let longest = (length.saturating_sub(1) / 2).max(4) as f64;
-        let half = (4.0 * (longest / 4.0).powf(rng.random())) as usize;
-        let pair = repeated_tokens(rng, half, self.tokenizer.vocab_size() as u32, self.end_of_text);
-        let copies = rng.random_range(2..=8);
-        row.tokens.extend(pair[..half].repeat(copies));
-        // The first token of a second copy comes as a surprise too.
-        row.counts.resize(row.counts.len() + half + 1, false);
-        row.counts.resize(row.tokens.len(), true);
+    fn digest(&self) -> String {
+        self.language.digest().to_string()
     }
 }
 

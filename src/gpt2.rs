@@ -81,6 +81,7 @@ pub struct Pass<'a> {
     until: Option<usize>,
     logits: LogitsAt,
     cache: Option<&'a mut KvCache>,
+    starts: Option<&'a [usize]>,
 }
 
 /// What a [`Pass`] ends with.
@@ -95,7 +96,7 @@ pub struct Output {
 impl<'a> Pass<'a> {
     /// All layers, logits everywhere.
     pub fn new(tokens: &'a Tokens) -> Self {
-        Self { tokens, from: None, until: None, logits: LogitsAt::All, cache: None }
+        Self { tokens, from: None, until: None, logits: LogitsAt::All, cache: None, starts: None }
     }
 
     /// Starts at `layer` with `resid_pre` of that layer instead of at the embedding.
@@ -113,6 +114,12 @@ impl<'a> Pass<'a> {
     /// Where logits are wanted.
     pub fn logits(mut self, at: LogitsAt) -> Self {
         self.logits = at;
+        self
+    }
+
+    /// The position of each prompt's first token, instead of 0; not for a run with a cache, which knows.
+    pub fn starts(mut self, starts: &'a [usize]) -> Self {
+        self.starts = Some(starts);
         self
     }
 
@@ -141,6 +148,31 @@ impl Gpt2 {
             wte,
             config,
         })
+    }
+
+    /// Every weight under its name in the checkpoint, in the order of [`Config::tensors`].
+    pub fn tensors(&self) -> Vec<(String, &Tensor)> {
+        let mut all = vec![("wte.weight".to_string(), &self.wte), ("wpe.weight".to_string(), &self.wpe)];
+        for (layer, block) in self.h.iter().enumerate() {
+            let parts: [(&str, &Tensor, &Tensor); 6] = [
+                ("ln_1", &block.ln_1.weight, &block.ln_1.bias),
+                ("attn.c_attn", &block.attn.c_attn.weight, &block.attn.c_attn.bias),
+                ("attn.c_proj", &block.attn.c_proj.weight, &block.attn.c_proj.bias),
+                ("ln_2", &block.ln_2.weight, &block.ln_2.bias),
+                ("mlp.c_fc", &block.mlp.c_fc.weight, &block.mlp.c_fc.bias),
+                ("mlp.c_proj", &block.mlp.c_proj.weight, &block.mlp.c_proj.bias),
+            ];
+            for (name, weight, bias) in parts {
+                all.push((format!("h.{layer}.{name}.weight"), weight));
+                all.push((format!("h.{layer}.{name}.bias"), bias));
+            }
+        }
+        all.push(("ln_f.weight".to_string(), &self.ln_f.weight));
+        all.push(("ln_f.bias".to_string(), &self.ln_f.bias));
+        if !self.config.tie_word_embeddings {
+            all.push(("lm_head.weight".to_string(), &self.lm_head));
+        }
+        all
     }
 
     /// The model's numbers.
@@ -172,7 +204,7 @@ impl Gpt2 {
     /// # Errors
     /// Tokens or layers that do not fit the model, and whatever `hooks` return.
     pub fn run<H: Hooks>(&self, pass: Pass<'_>, hooks: &mut H) -> Result<Output> {
-        let Pass { tokens, from, until, logits, mut cache } = pass;
+        let Pass { tokens, from, until, logits, mut cache, starts } = pass;
         let layers = self.config.n_layer;
         let until = until.unwrap_or(layers);
         let start = from.as_ref().map_or(0, |(layer, _)| *layer);
@@ -184,8 +216,11 @@ impl Gpt2 {
                 "a resumed run cannot fill a key-value cache: layers before it would be missing",
             ));
         }
+        if starts.is_some_and(|starts| cache.is_some() || starts.len() != tokens.len()) {
+            return Err(Error::request("every prompt needs its start, and a run with a cache has none to give"));
+        }
         let past = cache.as_ref().map_or(0, |cache| cache.len());
-        tokens.check(&self.config, past)?;
+        tokens.check(&self.config, past + starts.and_then(|starts| starts.iter().max()).unwrap_or(&0))?;
         let mask = match &mut cache {
             Some(cache) => cache.begin(tokens)?,
             None => Causal::new(0),
@@ -193,7 +228,7 @@ impl Gpt2 {
 
         let mut x = match from {
             Some((_, resid_pre)) => self.checked_resid(resid_pre, tokens)?,
-            None => self.embed(tokens, cache.as_deref(), hooks)?,
+            None => self.embed(tokens, starts, cache.as_deref(), hooks)?,
         };
         for (layer, block) in self.h.iter().enumerate().take(until).skip(start) {
             x = block.forward(x, layer, &mask, cache.as_deref_mut(), hooks)?; // [B, P, dim]
@@ -223,11 +258,17 @@ impl Gpt2 {
         Ok(ops::linear_t(&x, &self.lm_head)?)
     }
 
-    fn embed<H: Hooks>(&self, tokens: &Tokens, cache: Option<&KvCache>, hooks: &mut H) -> Result<Tensor> {
+    fn embed<H: Hooks>(
+        &self,
+        tokens: &Tokens,
+        starts: Option<&[usize]>,
+        cache: Option<&KvCache>,
+        hooks: &mut H,
+    ) -> Result<Tensor> {
         let (b, p) = (tokens.len(), tokens.longest());
         let positions: Vec<u32> = (0..b)
             .flat_map(|prompt| {
-                let start = cache.map_or(0, |cache| cache.position(prompt));
+                let start = starts.map_or(0, |starts| starts[prompt]) + cache.map_or(0, |cache| cache.position(prompt));
                 (start..start + p).map(|pos| pos as u32)
             })
             .collect();

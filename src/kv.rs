@@ -56,6 +56,35 @@ impl KvCache {
         !self.holes.is_empty()
     }
 
+    /// The cache of a batch in which every prompt stands `times` over, copies side by side: what several continuations
+    /// of one prompt start from.
+    ///
+    /// # Errors
+    /// As candle, out of memory for one.
+    pub fn repeat_each(self, times: usize) -> Result<Self> {
+        if times == 1 {
+            return Ok(self);
+        }
+        let copies = |n: usize| (0..n).flat_map(move |i| std::iter::repeat_n(i, times));
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| {
+                let Some((k, v)) = layer else { return Ok(None) };
+                let ids: Vec<u32> = copies(self.positions.len()).map(|i| i as u32).collect();
+                let ids = Tensor::new(ids, k.device())?;
+                Ok(Some((k.index_select(&ids, 0)?, v.index_select(&ids, 0)?)))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            len: self.len,
+            positions: copies(self.positions.len()).map(|i| self.positions[i]).collect(),
+            holes: copies(self.holes.len()).map(|i| self.holes[i].clone()).collect(),
+            limit: self.limit,
+        })
+    }
+
     /// Checks that `tokens` can follow what is cached, and says what they may look at.
     pub(crate) fn begin(&mut self, tokens: &Tokens) -> Result<Causal> {
         if self.is_empty() {

@@ -16,6 +16,7 @@ pub struct Language {
     classes: BTreeMap<String, Vec<Entry>>,
     families: Vec<Family>,
     held: HashSet<String>,
+    digest: String,
 }
 
 /// One behaviour of the language.
@@ -171,7 +172,12 @@ impl Language {
         if families.iter().map(|f| f.weight).sum::<u32>() == 0 || families.iter().any(|f| f.train.is_empty()) {
             return Err(wrong("every family needs training templates, and one a weight above 0".into()));
         }
-        Ok(Self { classes, families, held })
+        Ok(Self { classes, families, held, digest: crate::weights::sha256_of(text.as_bytes()) })
+    }
+
+    /// The sha256 of the file.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Every behaviour, in the order of the file.

@@ -29,9 +29,10 @@
 //!
 //! 1. names: [`site`], [`hooks`], [`error`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
-//! 3. instrument: [`edit`], [`plan`], [`frame`], [`ranking`], [`optim`], [`language`], [`corpus`], [`embedded`]
-//! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`lens`], [`neurons`], [`predict`], [`residual`],
-//!    [`train`]
+//! 3. instrument: [`edit`], [`plan`], [`frame`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
+//!    [`initial`], [`recipe`], [`language`], [`corpus`], [`textset`], [`embedded`]
+//! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`generate`], [`lens`], [`neurons`],
+//!    [`perplexity`], [`predict`], [`residual`], [`train`]
 //! 5. presentation: [`figure`]
 //!
 //! The library never prints, keeps no global state and draws randomness only from seeds. It touches the disk only in
@@ -46,13 +47,17 @@ pub mod catalogue;
 pub mod config;
 pub mod corpus;
 pub mod disk;
+pub mod dropout;
 pub mod edit;
 pub mod embedded;
 pub mod error;
 pub mod figure;
 pub mod frame;
+pub mod freeze;
+pub mod generate;
 pub mod gpt2;
 pub mod hooks;
+pub mod initial;
 pub mod kv;
 pub mod language;
 pub mod lens;
@@ -60,13 +65,17 @@ pub mod memory;
 pub mod neurons;
 pub mod ops;
 pub mod optim;
+pub mod perplexity;
 pub mod plan;
 pub mod predict;
 pub mod random;
 pub mod ranking;
+pub mod recipe;
 pub mod residual;
+pub mod sampling;
 pub mod site;
 pub mod text;
+pub mod textset;
 pub mod tokens;
 pub mod train;
 pub mod weights;

@@ -405,6 +405,18 @@ impl Applied {
     fn pending(edit: &Edit) -> Self {
         Self { edit: edit.to_string(), relative_change: None }
     }
+
+    /// Of the same edits in two runs, the larger change each. `before` may be empty: no run yet.
+    pub fn larger(before: Vec<Self>, now: &[Self]) -> Vec<Self> {
+        if before.is_empty() {
+            return now.to_vec();
+        }
+        let larger = |(mut a, b): (Self, &Self)| {
+            a.relative_change = [a.relative_change, b.relative_change].into_iter().flatten().reduce(f64::max);
+            a
+        };
+        before.into_iter().zip(now).map(larger).collect()
+    }
 }
 
 /// What happened in a run.

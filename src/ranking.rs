@@ -10,9 +10,7 @@ pub type Candidate = (u32, f32, f32);
 
 /// The `k` largest logits, largest first, ties by id.
 pub fn best(logits: &[f32], k: usize) -> Vec<Candidate> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    let log_total = (f64::from(max) + total.ln()) as f32;
+    let log_total = log_sum_exp(logits);
     let k = k.min(logits.len());
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -22,6 +20,17 @@ pub fn best(logits: &[f32], k: usize) -> Vec<Candidate> {
     ids.truncate(k);
     ids.sort_unstable_by(by_logit);
     ids.into_iter().map(|id| (id, logits[id as usize], logits[id as usize] - log_total)).collect()
+}
+
+/// The log-probability of one token.
+pub fn logprob(logits: &[f32], id: u32) -> f32 {
+    logits[id as usize] - log_sum_exp(logits)
+}
+
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    (f64::from(max) + total.ln()) as f32
 }
 
 /// Columns of predictions, shared with the lens.
@@ -75,7 +84,7 @@ impl Predictions {
 
 #[cfg(test)]
 mod tests {
-    use super::best;
+    use super::{best, logprob};
 
     #[test]
     fn the_best_are_sorted_and_normalised() {
@@ -84,6 +93,7 @@ mod tests {
         assert_eq!(all.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3, 2, 0]);
         assert!((all.iter().map(|c| f64::from(c.2).exp()).sum::<f64>() - 1.0).abs() < 1e-6);
         assert_eq!(best(&logits, 2), all[..2]);
+        assert_eq!(logprob(&logits, 3), all[1].2);
         assert!(best(&logits, 0).is_empty());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -204,6 +205,18 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The ids of a whole text, however long, without any special token in it.
+    ///
+    /// Long texts are cut, encoded in parallel and joined; the cuts are where GPT-2's pre-tokenizer cuts in any case.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for more than a million spaces in a row.
+    pub fn encode_long(&self, text: &str) -> Result<Vec<u32>> {
+        check_whitespace(text)?;
+        let parts: Vec<Vec<u32>> = cut(text).par_iter().map(|part| self.encode_plain(part)).collect::<Result<_>>()?;
+        Ok(parts.concat())
+    }
+
     fn bos_id(&self) -> Result<u32> {
         self.end_of_text.ok_or_else(|| Error::request(format!("this tokenizer has no {END_OF_TEXT}; use --bos no")))
     }
@@ -274,6 +287,10 @@ fn check_size(text: &str) -> Result<()> {
     if text.len() > MAX_PROMPT {
         return Err(Error::request(format!("prompt has {} bytes; at most {MAX_PROMPT} are read", text.len())));
     }
+    check_whitespace(text)
+}
+
+fn check_whitespace(text: &str) -> Result<()> {
     let mut run = 0;
     for c in text.chars() {
         run = if c.is_whitespace() { run + 1 } else { 0 };
@@ -282,6 +299,30 @@ fn check_size(text: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Pieces of a text of about 256 KiB: cut only between a character that is no space and a single space before a letter,
+/// where ` ?\p{L}+` begins a new word whatever came before.
+fn cut(text: &str) -> Vec<&str> {
+    const PIECE: usize = 1 << 18;
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while rest.len() > PIECE {
+        let start = (PIECE..).find(|&i| rest.is_char_boundary(i)).unwrap_or(rest.len());
+        let mut before = ' ';
+        let boundary = rest[start..].char_indices().find(|&(i, c)| {
+            let after = rest[start + i..].chars().nth(1);
+            let found = c == ' ' && !before.is_whitespace() && after.is_some_and(char::is_alphabetic);
+            before = c;
+            found
+        });
+        let Some((i, _)) = boundary else { break };
+        let (piece, next) = rest.split_at(start + i);
+        pieces.push(piece);
+        rest = next;
+    }
+    pieces.push(rest);
+    pieces
 }
 
 fn byte_level(bpe: BPE) -> tokenizers::Tokenizer {

@@ -1,7 +1,6 @@
-//! Training a GPT-2 from scratch: recipe, step, checkpoint, exact resume.
+//! Training a GPT-2, from scratch or from one that exists: step, checkpoint, exact resume.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 use candle_nn::Optimizer;
@@ -9,183 +8,55 @@ use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::corpus::{Corpus, Row};
+use crate::corpus::{Corpus, Row, Rows, Split};
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
-use crate::gpt2::Gpt2;
+use crate::gpt2::{Gpt2, Pass};
+use crate::initial;
 use crate::language::Language;
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
-use crate::random;
+use crate::random::{self, Rng};
+use crate::recipe::Recipe;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
 
-/// Everything that decides the outcome of a training run. Knobs are named as in nanoGPT.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recipe {
-    /// The shape of the model.
-    pub model: ModelRecipe,
-    /// What it reads.
-    pub data: DataRecipe,
-    /// How it learns.
-    pub train: TrainRecipe,
-}
-
-/// The shape of the model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelRecipe {
-    /// Blocks.
-    pub n_layer: usize,
-    /// Heads per block.
-    pub n_head: usize,
-    /// Width of the residual stream.
-    pub n_embd: usize,
-    /// Positions, and tokens in a training row.
-    pub block_size: usize,
-    /// Entries of the byte-level BPE that is learned first.
-    pub vocab_size: usize,
-}
-
-/// What the model reads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataRecipe {
-    /// A language file (see `models/tiny/language.toml`), relative to the recipe.
-    pub language: PathBuf,
-    /// Documents from which the tokenizer is learned.
-    pub tokenizer_documents: u64,
-    /// Share of rows that are random tokens, repeated.
-    pub repeat_share: f64,
-}
-
-/// How the model learns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainRecipe {
-    /// Decides weights, text and order.
-    pub seed: u64,
-    /// Rows per step.
-    pub batch_size: usize,
-    /// Rows that one thread passes through the model at once; decides the rounding, not the meaning.
-    pub micro_batch_size: usize,
-    /// Steps.
-    pub max_iters: u64,
-    /// Steps that read short rows, more of them: a small model finds induction in short rows within minutes, and in
-    /// long ones not at all (a warm-up of sequence length, Li et al. 2022).
-    pub short_iters: u64,
-    /// Tokens of a short row, a divisor of block_size.
-    pub short_block_size: usize,
-    /// Highest learning rate.
-    pub learning_rate: f64,
-    /// Learning rate at the end of the cosine.
-    pub min_lr: f64,
-    /// Steps of linear warm-up.
-    pub warmup_iters: u64,
-    /// AdamW's decay of the mean of gradients.
-    pub beta1: f64,
-    /// AdamW's decay of the mean of squared gradients.
-    pub beta2: f64,
-    /// Decoupled decay of matrices and embeddings.
-    pub weight_decay: f64,
-    /// Largest norm of a gradient; longer ones are scaled down.
-    pub grad_clip: f64,
-    /// Steps between measurements of the validation loss.
-    pub eval_interval: u64,
-    /// Validation rows.
-    pub eval_rows: u64,
-    /// Steps between checkpoints.
-    pub checkpoint_interval: u64,
-}
-
-impl Recipe {
-    /// Reads a recipe.
-    ///
-    /// # Errors
-    /// [`Error::Data`] with the key at fault.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = crate::weights::read_small(path, 1 << 20)?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::data(path, format!("not UTF-8: {e}")))?;
-        let recipe: Recipe =
-            toml::from_str(&text).map_err(|e| Error::data(path, crate::error::toml_fault(&text, &e)))?;
-        recipe.check().map_err(|what| Error::data(path, what))?;
-        Ok(recipe)
-    }
-
-    fn check(&self) -> std::result::Result<(), String> {
-        let (m, t) = (&self.model, &self.train);
-        let positive = [
-            ("n_layer", m.n_layer),
-            ("n_head", m.n_head),
-            ("n_embd", m.n_embd),
-            ("batch_size", t.batch_size),
-            ("micro_batch_size", t.micro_batch_size),
-        ];
-        if let Some((name, _)) = positive.iter().find(|(_, n)| *n == 0) {
-            return Err(format!("{name} must be at least 1"));
-        }
-        if m.n_embd % m.n_head != 0 {
-            return Err(format!("n_embd {} is not divisible by n_head {}", m.n_embd, m.n_head));
-        }
-        if m.block_size < 16 {
-            return Err(format!("block_size is {}; it must be at least 16", m.block_size));
-        }
-        if t.short_block_size < 16 || m.block_size % t.short_block_size != 0 {
-            let (short, long) = (t.short_block_size, m.block_size);
-            return Err(format!("short_block_size is {short}; it must be at least 16 and divide block_size {long}"));
-        }
-        if t.batch_size % t.micro_batch_size != 0 {
-            let (all, one) = (t.batch_size, t.micro_batch_size);
-            return Err(format!("batch_size {all} is not a multiple of micro_batch_size {one}"));
-        }
-        let shares = [("beta1", t.beta1), ("beta2", t.beta2), ("repeat_share", self.data.repeat_share)];
-        if let Some((name, value)) = shares.iter().find(|(_, x)| !(0.0..=1.0).contains(x)) {
-            return Err(format!("{name} is {value}; it must be in 0..=1"));
-        }
-        let finite = [
-            ("learning_rate", t.learning_rate),
-            ("min_lr", t.min_lr),
-            ("weight_decay", t.weight_decay),
-            ("grad_clip", t.grad_clip),
-        ];
-        if let Some((name, value)) = finite.iter().find(|(_, x)| !x.is_finite() || *x < 0.0) {
-            return Err(format!("{name} is {value}; it must be a number not below 0"));
-        }
-        if t.eval_interval == 0 || t.checkpoint_interval == 0 || t.max_iters == 0 {
-            return Err("max_iters, eval_interval and checkpoint_interval must be at least 1".into());
-        }
-        Ok(())
-    }
-
-    /// The learning rate of step `step` (0-based): linear warm-up, then a cosine down to `min_lr`.
-    pub fn learning_rate(&self, step: u64) -> f64 {
-        let t = &self.train;
-        if step < t.warmup_iters {
-            return t.learning_rate * (step + 1) as f64 / (t.warmup_iters + 1) as f64;
-        }
-        let span = t.max_iters.saturating_sub(t.warmup_iters).max(1) as f64;
-        let done = ((step - t.warmup_iters) as f64 / span).min(1.0);
-        t.min_lr + 0.5 * (1.0 + (std::f64::consts::PI * done).cos()) * (t.learning_rate - t.min_lr)
-    }
-
-    fn config(&self, vocab_size: usize) -> Config {
-        let m = &self.model;
-        Config::new(m.n_layer, m.n_head, m.n_embd, vocab_size, m.block_size)
-    }
-}
+/// Gradients of a step that may be held at once; beyond, micro-batches are computed one after the other.
+const HELD_GRADIENTS: usize = 256 << 20;
 
 /// A training run between two steps.
 pub struct Trainer {
     recipe: Recipe,
+    /// What the run started from and what it reads: a state of another run is not continued.
+    origin: Origin,
     tokenizer: Tokenizer,
-    corpus: Corpus,
+    rows: Box<dyn Rows>,
     model: Gpt2,
+    /// Names and values of what learns.
     names: Vec<String>,
     vars: Vec<Var>,
     optimizer: AdamW,
+    block_size: usize,
+    progress: Progress,
     /// One pool of one thread per core: a micro-batch is computed by one thread, so that the rounding, and with it
     /// the result, does not depend on how many threads there are.
     pools: Vec<rayon::ThreadPool>,
+}
+
+/// Hashes of what a run began with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Origin {
+    weights: String,
+    rows: String,
+}
+
+/// How the validation loss has been going.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The lowest one so far.
+    pub best: Option<f64>,
+    /// Measurements since then.
+    pub since_best: u64,
 }
 
 /// What one step did.
@@ -205,42 +76,104 @@ pub struct Step {
 pub const STATE: &str = "state.safetensors";
 
 impl Trainer {
-    /// Starts a run: learns the tokenizer, then draws the weights.
+    /// Starts a run from scratch on a language: learns the tokenizer, then draws the weights.
     ///
     /// # Errors
-    /// [`Error::Data`] for a faulty language or recipe.
-    pub fn new(recipe: Recipe, language: Language) -> Result<Self> {
-        let seed = recipe.train.seed;
-        let documents = (0..recipe.data.tokenizer_documents)
-            .map(|i| cut_numbers(&language.document(&mut random::stream(seed, "tokenizer", i))));
-        let tokenizer = Tokenizer::train(documents, recipe.model.vocab_size)?;
+    /// [`Error::Request`] for a recipe without a shape.
+    pub fn from_language(recipe: Recipe, language: Language) -> Result<Self> {
+        let (seed, documents) = (recipe.train.seed, recipe.data.tokenizer_documents);
+        let shape = recipe.model.clone().ok_or_else(no_shape)?;
+        let texts = (0..documents).map(|i| cut_numbers(&language.document(&mut random::stream(seed, "tokenizer", i))));
+        let tokenizer = Tokenizer::train(texts, shape.vocab_size)?;
         let corpus = Corpus::new(language, tokenizer.clone(), recipe.data.repeat_share, seed)?;
-        let config = recipe.config(tokenizer.vocab_size());
-        let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        let (mut names, mut vars) = (Vec::new(), Vec::new());
-        let model = Gpt2::new(config.clone(), |name| {
+        Self::from_scratch(recipe, tokenizer, Box::new(corpus))
+    }
+
+    /// Starts a run from scratch on any rows.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a recipe without a shape, or knobs that do not fit it.
+    pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>) -> Result<Self> {
+        let seed = recipe.train.seed;
+        let config = recipe.model.as_ref().ok_or_else(no_shape)?.config(tokenizer.vocab_size());
+        let shapes: std::collections::BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        let draw = |name: &str| -> Result<Tensor> {
             let shape = shapes.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
-            let var = Var::from_tensor(&initial(name, shape, &config, seed)?)?;
+            initial::weights(name, shape, &config, seed)
+        };
+        Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, draw)
+    }
+
+    /// Starts a run from a model that exists; `origin` tells it from others, such as the hash of its weights.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for knobs that do not fit the model, or a recipe with a shape of its own.
+    pub fn from_model(
+        recipe: Recipe,
+        model: &Gpt2,
+        origin: &str,
+        tokenizer: Tokenizer,
+        rows: Box<dyn Rows>,
+    ) -> Result<Self> {
+        if recipe.model.is_some() {
+            return Err(Error::request(
+                "a recipe with a [model] section starts from scratch; leave it out to fine-tune",
+            ));
+        }
+        let tensors: std::collections::BTreeMap<String, &Tensor> = model.tensors().into_iter().collect();
+        let copy = |name: &str| -> Result<Tensor> {
+            let tensor = tensors.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
+            Ok(tensor.to_dtype(candle_core::DType::F32)?)
+        };
+        Self::new(recipe, model.config().clone(), origin.into(), tokenizer, rows, copy)
+    }
+
+    fn new(
+        recipe: Recipe,
+        config: Config,
+        weights: String,
+        tokenizer: Tokenizer,
+        rows: Box<dyn Rows>,
+        mut get: impl FnMut(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let block_size = recipe.block_size(&config)?;
+        let frozen = crate::freeze::matching(&recipe.train.freeze, &config)?;
+        let (mut names, mut vars) = (Vec::new(), Vec::new());
+        let model = Gpt2::new(config, |name| {
+            let start = get(name)?;
+            if frozen.contains(name) {
+                return Ok(start);
+            }
+            let var = Var::from_tensor(&start)?;
             names.push(name.to_string());
             vars.push(var.clone());
             Ok(var.as_tensor().clone())
         })?;
         let t = &recipe.train;
-        let optimizer = AdamW::new(
-            vars.clone(),
-            AdamWConfig {
-                lr: t.learning_rate,
-                beta1: t.beta1,
-                beta2: t.beta2,
-                eps: 1e-8,
-                weight_decay: t.weight_decay,
-            },
-        )?;
+        let optimizer = AdamWConfig {
+            lr: t.learning_rate,
+            beta1: t.beta1,
+            beta2: t.beta2,
+            eps: 1e-8,
+            weight_decay: t.weight_decay,
+        };
         let pools = (0..rayon::current_num_threads())
             .map(|_| rayon::ThreadPoolBuilder::new().num_threads(1).build())
             .collect::<std::result::Result<_, _>>()
             .map_err(|e| Error::TryAgain(format!("cannot start threads: {e}")))?;
-        Ok(Self { recipe, tokenizer, corpus, model, names, vars, optimizer, pools })
+        Ok(Self {
+            optimizer: AdamW::new(vars.clone(), optimizer)?,
+            origin: Origin { weights, rows: rows.digest() },
+            progress: Progress { best: None, since_best: 0 },
+            recipe,
+            tokenizer,
+            rows,
+            model,
+            names,
+            vars,
+            block_size,
+            pools,
+        })
     }
 
     /// The model as it is now.
@@ -248,7 +181,7 @@ impl Trainer {
         &self.model
     }
 
-    /// The tokenizer that was learned.
+    /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -258,14 +191,48 @@ impl Trainer {
         self.optimizer.steps()
     }
 
+    /// Tokens in a row.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
     /// The recipe.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
+    /// How the validation loss has been going.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Parameters that learn.
+    pub fn trainable(&self) -> usize {
+        self.vars.iter().map(|var| var.elem_count()).sum()
+    }
+
     /// Tokens that one step learns from.
     pub fn tokens_per_step(&self) -> usize {
-        self.recipe.train.batch_size * self.recipe.model.block_size
+        self.recipe.rows_per_step() * self.block_size
+    }
+
+    /// Bytes that a step needs at most, about: weights, gradients, optimizer and what the backward pass remembers, for
+    /// rows of `block_size` of which `micro_batch_size` pass through the model at once.
+    pub fn memory(&self, micro_batch_size: usize, block_size: usize) -> u64 {
+        let (all, learning) = (self.model.config().parameters(), self.trainable() as u64);
+        let micro_batches = (self.tokens_per_step() / (micro_batch_size * block_size)).max(1) as u64;
+        let side_by_side = micro_batches * learning * 4 <= HELD_GRADIENTS as u64;
+        let (held, at_once) = match side_by_side {
+            true => (micro_batches, micro_batches.min(self.pools.len() as u64)),
+            false => (2, 1),
+        };
+        4 * all + (8 + 4 * held) * learning + at_once * activations(self.model.config(), micro_batch_size, block_size)
+    }
+
+    /// Whether the run has taken all its steps, or has waited long enough for a lower validation loss.
+    pub fn is_done(&self) -> bool {
+        let t = &self.recipe.train;
+        self.steps() >= t.max_iters || (t.patience > 0 && self.progress.since_best >= t.patience)
     }
 
     /// Takes one step.
@@ -273,35 +240,9 @@ impl Trainer {
     /// # Errors
     /// [`Error::Data`] when the loss is no longer a number; parameters are then as before the step.
     pub fn step(&mut self) -> Result<Step> {
-        let t = &self.recipe.train;
         let step = self.steps();
         let lr = self.recipe.learning_rate(step);
-        let (split, length) = match step < t.short_iters {
-            true => ("train short", t.short_block_size),
-            false => ("train", self.recipe.model.block_size),
-        };
-        let rows = (self.tokens_per_step() / length) as u64;
-        let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
-        let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
-        let parts = self.parallel(batch.len() as u64, |i| {
-            let loss = (self.losses(&batch[i as usize])?.sum_all()? * per_token)?;
-            let mut grads = loss.backward()?;
-            let grads = self
-                .names
-                .iter()
-                .zip(&self.vars)
-                .map(|(name, var)| grads.remove(var).ok_or_else(|| Error::Bug(format!("{name} received no gradient"))))
-                .collect::<Result<Vec<_>>>()?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), grads))
-        })?;
-        let mut parts = parts.into_iter();
-        let (mut loss, mut grads) = parts.next().ok_or_else(|| Error::Bug("a step without a batch".into()))?;
-        for (part_loss, part) in parts {
-            loss += part_loss;
-            for (sum, grad) in grads.iter_mut().zip(part) {
-                *sum = (&*sum + grad)?;
-            }
-        }
+        let (loss, mut grads) = self.gradients(step)?;
         let grad_norm = norm(&grads)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::data(
@@ -312,8 +253,9 @@ impl Trainer {
                 ),
             ));
         }
-        if t.grad_clip > 0.0 && grad_norm > t.grad_clip {
-            let scale = t.grad_clip / (grad_norm + 1e-6);
+        let limit = self.recipe.train.grad_clip;
+        if limit > 0.0 && grad_norm > limit {
+            let scale = limit / (grad_norm + 1e-6);
             for grad in &mut grads {
                 *grad = (&*grad * scale)?;
             }
@@ -323,31 +265,103 @@ impl Trainer {
         Ok(Step { step: step + 1, loss, lr, grad_norm })
     }
 
+    /// Mean loss of the rows of a step, and its gradient for every parameter.
+    fn gradients(&self, step: u64) -> Result<(f64, Vec<Tensor>)> {
+        let t = &self.recipe.train;
+        let (split, length) = match step < t.short_iters {
+            true => (Split::TrainShort, t.short_block_size),
+            false => (Split::Train, self.block_size),
+        };
+        let rows = (self.tokens_per_step() / length) as u64;
+        let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
+        let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
+        let part = |i: u64| -> Result<(f64, Vec<Tensor>)> {
+            let mut dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
+            let loss = (self.losses(&batch[i as usize], &mut dropout)?.sum_all()? * per_token)?;
+            let mut grads = loss.backward()?;
+            let grads = self
+                .names
+                .iter()
+                .zip(&self.vars)
+                .map(|(name, var)| grads.remove(var).ok_or_else(|| Error::Bug(format!("{name} received no gradient"))))
+                .collect::<Result<Vec<_>>>()?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), grads))
+        };
+        let add = |sum: Option<(f64, Vec<Tensor>)>, (loss, grads): (f64, Vec<Tensor>)| -> Result<_> {
+            let Some((mut total, mut sums)) = sum else { return Ok(Some((loss, grads))) };
+            total += loss;
+            for (sum, grad) in sums.iter_mut().zip(grads) {
+                *sum = (&*sum + grad)?;
+            }
+            Ok(Some((total, sums)))
+        };
+        let n = batch.len() as u64;
+        let mut sum = None;
+        if batch.len() * self.trainable() * 4 <= HELD_GRADIENTS {
+            for part in self.parallel(n, part)? {
+                sum = add(sum, part)?;
+            }
+        } else {
+            for i in 0..n {
+                sum = add(sum, part(i)?)?;
+            }
+        }
+        sum.ok_or_else(|| Error::Bug("a step without a batch".into()))
+    }
+
     /// Mean loss on the validation rows, which no training row repeats.
     ///
     /// # Errors
     /// [`Error::Bug`] only.
     pub fn validation_loss(&self) -> Result<f64> {
-        let batch = self.batch("validation", 0..self.recipe.train.eval_rows, self.recipe.model.block_size)?;
-        let sums = self.parallel(batch.len() as u64, |i| {
-            Ok(f64::from(self.losses(&batch[i as usize])?.sum_all()?.to_scalar::<f32>()?))
-        })?;
+        let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
+        let sum = |i: u64| Ok(f64::from(self.losses(&batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
+        let sums = match self.trainable() * 4 <= HELD_GRADIENTS {
+            true => self.parallel(batch.len() as u64, sum)?,
+            false => (0..batch.len() as u64).map(sum).collect::<Result<_>>()?,
+        };
         let counted: usize = batch.iter().map(|rows| rows.counted).sum();
         Ok(sums.into_iter().sum::<f64>() / counted.max(1) as f64)
     }
 
+    /// Measures the validation loss and remembers whether it is the lowest so far.
+    ///
+    /// # Errors
+    /// As [`Trainer::validation_loss`].
+    pub fn evaluate(&mut self) -> Result<(f64, bool)> {
+        let loss = self.validation_loss()?;
+        let lowest = self.progress.best.is_none_or(|best| loss < best);
+        self.progress = match lowest {
+            true => Progress { best: Some(loss), since_best: 0 },
+            false => Progress { since_best: self.progress.since_best + 1, ..self.progress },
+        };
+        Ok((loss, lowest))
+    }
+
     /// Rows of a split as micro-batches of equally many tokens, whatever the length of a row.
-    fn batch(&self, split: &str, rows: std::ops::Range<u64>, length: usize) -> Result<Vec<MicroBatch>> {
+    fn batch(&self, split: Split, rows: std::ops::Range<u64>, length: usize) -> Result<Vec<MicroBatch>> {
         let first = rows.start;
-        let rows = self.parallel(rows.end - first, |i| self.corpus.row(split, first + i, length + 1))?;
-        let rows_at_once = self.recipe.train.micro_batch_size * self.recipe.model.block_size / length;
-        rows.chunks(rows_at_once).map(MicroBatch::new).collect()
+        let rows = self.parallel(rows.end - first, |i| self.rows.row(split, first + i, length + 1))?;
+        let rows_at_once = self.recipe.train.micro_batch_size * self.block_size / length;
+        let starts: Vec<usize> = (first..first + rows.len() as u64)
+            .map(|i| if split == Split::TrainShort { self.start(i, length) } else { 0 })
+            .collect();
+        let parts = rows.chunks(rows_at_once).zip(starts.chunks(rows_at_once));
+        parts.map(|(rows, starts)| MicroBatch::new(rows, starts)).collect()
+    }
+
+    /// Where a short row starts: every other one somewhere within a long row, so that all positions learn (shifted
+    /// absolute positions, Kiyono et al. 2021).
+    fn start(&self, row: u64, length: usize) -> usize {
+        let mut rng = random::stream(self.recipe.train.seed, "start", row);
+        if rng.random_bool(0.5) { 0 } else { rng.random_range(0..=self.block_size - length) }
     }
 
     /// Per-token losses of a micro-batch; 0 where a token does not count.
-    fn losses(&self, batch: &MicroBatch) -> Result<Tensor> {
-        let logits = self.model.forward(&batch.inputs)?.flatten_to(1)?;
-        Ok(ops::cross_entropy(&logits, batch.targets.clone())?)
+    fn losses<H: crate::hooks::Hooks>(&self, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
+        let output = self.model.run(Pass::new(&batch.inputs).starts(&batch.starts), hooks)?;
+        let logits = output.logits.ok_or_else(|| Error::Bug("a full pass ended without logits".into()))?;
+        Ok(ops::cross_entropy(&logits.flatten_to(1)?, batch.targets.clone())?)
     }
 
     /// Computes `f(0) … f(n − 1)`, each on one thread, and returns the results in order.
@@ -380,7 +394,13 @@ impl Trainer {
             tensors.push((format!("square.{name}"), square.clone()));
         }
         // One entry, because a map of several has no fixed order in the file.
-        let run = serde_json::json!({ "step": self.steps(), "recipe": self.recipe }).to_string();
+        let run = SavedRun {
+            step: self.steps(),
+            recipe: self.recipe.clone(),
+            origin: self.origin.clone(),
+            progress: self.progress,
+        };
+        let run = serde_json::to_string(&run).map_err(|e| Error::Bug(e.to_string()))?;
         let metadata = [("run".to_string(), run)];
         save_tensors(&dir.join(STATE), &tensors, Some(metadata.into()))
     }
@@ -399,11 +419,16 @@ impl Trainer {
             .as_ref()
             .and_then(|metadata| serde_json::from_str(metadata.get("run")?).ok())
             .ok_or_else(|| wrong("no recipe in it: not a training state".into()))?;
-        let SavedRun { step: steps, recipe: saved } = run;
+        let SavedRun { step: steps, recipe: saved, origin, progress } = run;
         if saved != self.recipe {
-            let fields = differences(&saved, &self.recipe);
+            let fields = saved.differences(&self.recipe);
             return Err(wrong(format!("was made by another recipe, which differs in {fields}; use another --out")));
         }
+        if origin != self.origin {
+            let what = if origin.rows == self.origin.rows { "began with other weights" } else { "read other text" };
+            return Err(wrong(format!("is of a run that {what}; use another --out")));
+        }
+        self.progress = progress;
         let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
         let get = |name: String| -> Result<Tensor> {
             let view = tensors.tensor(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
@@ -427,8 +452,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::CannotWrite`] or [`Error::Io`].
     pub fn save_model(&self, dir: &Path) -> Result<()> {
-        let tensors: Vec<_> =
-            self.names.iter().zip(&self.vars).map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        let tensors: Vec<_> = self.model.tensors().into_iter().map(|(name, value)| (name, value.clone())).collect();
         let format = [("format".to_string(), "pt".to_string())];
         save_tensors(&dir.join("model.safetensors"), &tensors, Some(format.into()))?;
         let config =
@@ -439,58 +463,45 @@ impl Trainer {
 }
 
 /// What a state says of its run.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct SavedRun {
     step: u64,
     recipe: Recipe,
+    origin: Origin,
+    progress: Progress,
+}
+
+/// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each
+/// layer 18 times its width and two attention maps per token, and the logits.
+fn activations(config: &Config, rows: usize, length: usize) -> u64 {
+    let per_layer = 18 * config.n_embd + 2 * config.n_head * length;
+    let per_token = config.n_layer * per_layer + config.vocab_size;
+    (2 * 4 * rows * length * per_token) as u64
+}
+
+fn no_shape() -> Error {
+    Error::request("the recipe has no [model] section; it needs one to start from scratch")
 }
 
 /// Rows that pass through the model at once.
 struct MicroBatch {
     inputs: Tokens,
+    /// Position of the first token of each row.
+    starts: Vec<usize>,
     targets: Vec<u32>,
     /// Targets that count.
     counted: usize,
 }
 
 impl MicroBatch {
-    fn new(rows: &[Row]) -> Result<Self> {
+    fn new(rows: &[Row], starts: &[usize]) -> Result<Self> {
         let target = |(token, counts): (&u32, &bool)| if *counts { *token } else { ops::IGNORE };
         let targets: Vec<u32> =
             rows.iter().flat_map(|row| row.tokens[1..].iter().zip(&row.counts[1..]).map(target)).collect();
         let inputs = rows.iter().map(|row| row.tokens[..row.tokens.len() - 1].to_vec()).collect();
         let counted = targets.iter().filter(|target| **target != ops::IGNORE).count();
-        Ok(Self { inputs: Tokens::from_ids(inputs)?, targets, counted })
+        Ok(Self { inputs: Tokens::from_ids(inputs)?, starts: starts.to_vec(), targets, counted })
     }
-}
-
-/// Draws a tensor as GPT-2 was initialised: N(0, 0.02) at its width of 768 and in inverse proportion to the root of
-/// other widths, residual projections narrower by √(2·layers).
-///
-/// Positions alone start as sinusoids (Vaswani et al. 2017, §3.5) of the same size: there, looking one back is a
-/// rotation, and a small model finds previous-token and induction heads in minutes instead of hours.
-fn initial(name: &str, shape: &[usize], config: &Config, seed: u64) -> Result<Tensor> {
-    let spread = 0.02 * (768.0 / config.n_embd as f64).sqrt();
-    let count = shape.iter().product();
-    let values: Vec<f32> = if name.ends_with(".bias") {
-        vec![0.0; count]
-    } else if name.contains("ln_") {
-        vec![1.0; count]
-    } else if name == "wpe.weight" {
-        let size = spread * std::f64::consts::SQRT_2;
-        (0..count).map(|i| (size * sinusoid(i / shape[1], i % shape[1], shape[1])) as f32).collect()
-    } else {
-        let narrow = if name.ends_with("c_proj.weight") { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
-        let mut rng = random::stream(seed, name, 0);
-        (0..count).map(|_| (spread / narrow * random::normal(&mut rng)) as f32).collect()
-    };
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-}
-
-fn sinusoid(pos: usize, dim: usize, width: usize) -> f64 {
-    let wavelength = 10_000_f64.powf((dim / 2 * 2) as f64 / width as f64);
-    let angle = pos as f64 / wavelength;
-    if dim.is_multiple_of(2) { angle.sin() } else { angle.cos() }
 }
 
 /// Cuts numbers into pairs of digits, so that the tokenizer learns a year as century and year, as GPT-2's has it.
@@ -513,28 +524,6 @@ fn norm(grads: &[Tensor]) -> Result<f64> {
         sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
     }
     Ok(sum.sqrt())
-}
-
-/// Names the recipe's keys that differ.
-fn differences(a: &Recipe, b: &Recipe) -> String {
-    let flat = |recipe: &Recipe| -> BTreeMap<String, String> {
-        let value = serde_json::to_value(recipe).unwrap_or_default();
-        let sections = value.as_object().cloned().unwrap_or_default();
-        let mut all = BTreeMap::new();
-        for (section, fields) in sections {
-            for (key, value) in fields.as_object().cloned().unwrap_or_default() {
-                all.insert(format!("{section}.{key}"), value.to_string());
-            }
-        }
-        all
-    };
-    let (a, b) = (flat(a), flat(b));
-    let names: Vec<String> = a
-        .iter()
-        .filter(|(key, value)| b.get(*key) != Some(value))
-        .map(|(key, value)| format!("{key} ({value})"))
-        .collect();
-    names.join(", ")
 }
 
 /// Writes f32 tensors as safetensors.

@@ -7,8 +7,23 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 5] = [
     &["error", "site", "hooks", "disk", "memory", "random"],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
-    &["edit", "plan", "frame", "ranking", "optim", "language", "corpus", "embedded"],
-    &["attention", "capture", "card", "catalogue", "lens", "neurons", "predict", "residual", "train"],
+    &[
+        "edit", "plan", "frame", "ranking", "sampling", "optim", "dropout", "freeze", "initial", "recipe", "language",
+        "corpus", "textset", "embedded",
+    ],
+    &[
+        "attention",
+        "capture",
+        "card",
+        "catalogue",
+        "generate",
+        "lens",
+        "neurons",
+        "perplexity",
+        "predict",
+        "residual",
+        "train",
+    ],
     &["figure"],
 ];
 

@@ -85,7 +85,7 @@ fn attention_differentiates_with_cache_and_holes() {
         let scores = ops::attention_scores(&qk[0], &qk[1], 0.5, &mask).unwrap();
         let pattern = ops::causal_softmax(&scores, &mask).unwrap();
         let finite = ops::masked(&scores, 0.0, &mask).unwrap();
-        check("causal_softmax", &[finite.clone()], |x| ops::causal_softmax(&x[0], &mask).unwrap());
+        check("causal_softmax", std::slice::from_ref(&finite), |x| ops::causal_softmax(&x[0], &mask).unwrap());
         check("masked", &[finite], |x| ops::masked(&x[0], 0.0, &mask).unwrap());
         let v = input(&[2, keys, 3, 4], 3);
         check("attend", &[pattern, v], |x| {
@@ -169,10 +169,8 @@ fn every_site_has_the_gradient_of_finite_differences() {
         let direction = noise(&shape, DType::F64, 11);
         let at = |step: f64| {
             let moved = (&direction * step).unwrap();
-            let edit = match site {
-                // −∞ + x stays −∞: the mask is applied again after the edit.
-                _ => Edit::add(site, &moved),
-            };
+            // −∞ + x stays −∞: the mask is applied again after the edit.
+            let edit = Edit::add(site, &moved);
             let trace = Plan::new().edit(edit).run(&model, &tokens).unwrap();
             metric(trace.logits().unwrap()).to_scalar::<f64>().unwrap()
         };

@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use common::{max_difference, noise, same_bits, small_config, small_model, tokens, values};
@@ -379,7 +380,7 @@ fn requests_that_cannot_be_met_are_errors_before_anything_runs() {
         (Plan::new().edit(Edit::zero(Site::Z(0)).row(2)), "prompt 2 is out of range 0..=1"),
         (Plan::new().edit(Edit::zero(Site::MlpPost(0)).neuron(10)), "neuron 10 is out of range 0..=9"),
         (Plan::new().edit(Edit::zero(Site::Pattern(0)).pos(1)), "has no axis pos (it has prompt, head, query, key)"),
-        (Plan::new().edit(Edit::zero(Site::Z(0)).head(1..=0)), "head 1..=0 is an empty range"),
+        (Plan::new().edit(Edit::zero(Site::Z(0)).head(RangeInclusive::new(1, 0))), "head 1..=0 is an empty range"),
         (Plan::new().edit(Edit::fill(Site::Z(0), f64::NAN)), "is not finite"),
         (Plan::new().edit(Edit::set(Site::Z(0), &z).head(1)), "does not broadcast"),
         (Plan::new().edit(Edit::patch(Site::Q(0), &z.narrow(1, 0, 3).unwrap())), "the other run's value has shape"),
@@ -455,4 +456,25 @@ impl Nested for Tensor {
             })
             .collect()
     }
+}
+
+#[test]
+fn prompts_may_start_at_later_positions() {
+    let (_, model, tokens) = setup();
+    let mut seen = None;
+    let mut hooks = from_fn(|site, value| {
+        if site == Site::PosEmbed {
+            seen = Some(value.clone());
+        }
+        Ok(value)
+    });
+    model.run(Pass::new(&tokens).starts(&[4, 0]), &mut hooks).unwrap();
+    let tensors: BTreeMap<String, &Tensor> = model.tensors().into_iter().collect();
+    let wpe = |from: usize| tensors["wpe.weight"].narrow(0, from, 7).unwrap();
+    let seen = seen.unwrap();
+    assert!(same_bits(&seen.i(0).unwrap(), &wpe(4)) && same_bits(&seen.i(1).unwrap(), &wpe(0)));
+
+    let fault = |starts: &[usize]| model.run(Pass::new(&tokens).starts(starts), &mut ()).unwrap_err().to_string();
+    assert!(fault(&[6, 0]).contains("13 tokens; this model reads at most 12"), "{}", fault(&[6, 0]));
+    assert!(fault(&[1]).contains("every prompt needs its start"));
 }

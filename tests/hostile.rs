@@ -436,7 +436,7 @@ fn arguments_out_of_range_are_refused() {
         "little memory",
         sites("--memory 1MB"),
         75,
-        "the weights needs 5.61 MB of memory; the limit of --memory is 1.00 MB",
+        "loading the weights needs 5.68 MB of memory; the limit of --memory is 1.00 MB",
     );
     refuse("unknown option", sites("--modle x"), 2, "unexpected argument '--modle'");
     refuse("unknown command", Interp::new().words("atention"), 2, "unrecognized subcommand 'atention'");

@@ -11,7 +11,8 @@ use candle_nn::Optimizer;
 use common::values;
 use interp::language::Language;
 use interp::optim::{AdamW, AdamWConfig};
-use interp::train::{Recipe, STATE, Trainer};
+use interp::recipe::Recipe;
+use interp::train::{STATE, Trainer};
 use interp::weights::sha256;
 use process::{Interp, files};
 
@@ -63,7 +64,7 @@ fn recipe(changes: &[(&str, &str)]) -> tempfile::TempDir {
 fn trainer(dir: &Path) -> Trainer {
     let recipe = Recipe::load(&dir.join("recipe.toml")).unwrap();
     let path = dir.join("language.toml");
-    Trainer::new(recipe, Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap()).unwrap()
+    Trainer::from_language(recipe, Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap()).unwrap()
 }
 
 fn train(dir: &Path, out: &Path) -> Interp {
@@ -111,6 +112,14 @@ fn the_schedule_warms_up_and_follows_a_cosine() {
     assert!((rate(53) - (3e-3 + 3e-4) / 2.0).abs() < 1e-9, "half-way is the mean");
     assert!((rate(103) - 3e-4).abs() < 1e-12 && (rate(500) - 3e-4).abs() < 1e-12);
     assert!((3..103).all(|step| rate(step + 1) <= rate(step)));
+
+    let mut twice = recipe.clone();
+    (twice.train.lr_decay_iters, twice.train.lr_restart_iters, twice.train.max_iters) = (103, 60, 163);
+    assert!((0..60).all(|step| twice.learning_rate(step) == rate(step)));
+    assert!(
+        (0..=103).all(|step| twice.learning_rate(60 + step) == rate(step)),
+        "the second cycle is the first one again"
+    );
 }
 
 #[test]

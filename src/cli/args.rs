@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use interp::text::{Bos, Encoding};
 
 /// Options of every command.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Model: tiny (built in), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, owner/repo[@revision], a directory
     /// or a .safetensors file.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
+use interp::plan::Applied;
 use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, memory};
 use polars::prelude::DataFrame;
 
@@ -33,7 +34,7 @@ impl Bench {
         let dtype = global.dtype.into();
         let (checkpoint, tokenizer, source) = open_files(global)?;
         if let Some(limit) = &global.memory {
-            memory::check("the weights", checkpoint.memory(dtype), Some(memory::parse(limit)?))?;
+            memory::check("loading the weights", checkpoint.memory(dtype), Some(memory::parse(limit)?))?;
         }
         check_vocabulary(tokenizer.as_ref(), checkpoint.config())?;
         let loaded = checkpoint.load(dtype, &device)?;
@@ -109,7 +110,7 @@ impl Bench {
         plan: &Plan,
         tokens: &Tokens,
         frame: impl Fn(&Trace) -> Result<DataFrame>,
-    ) -> Result<(DataFrame, Vec<interp::plan::Applied>)> {
+    ) -> Result<(DataFrame, Vec<Applied>)> {
         let mut stacked: Option<DataFrame> = None;
         let mut applied = Vec::new();
         for (first, batch) in batches(tokens) {
@@ -119,7 +120,7 @@ impl Bench {
                 )));
             }
             let trace = plan.run(&self.model, &batch)?;
-            applied = merge(applied, trace.edits());
+            applied = Applied::larger(applied, trace.edits());
             let part = interp::frame::shift_prompts(frame(&trace)?, first as u32)?;
             match &mut stacked {
                 Some(stacked) => {
@@ -133,23 +134,11 @@ impl Bench {
         Ok((frame, applied))
     }
 
-    pub fn report_edits(&self, applied: &[interp::plan::Applied]) {
+    pub fn report_edits(&self, applied: &[Applied]) {
         for edit in applied.iter().filter(|edit| edit.relative_change == Some(0.0)) {
             super::note(self.quiet, &format!("note: edit `{}` changed nothing: the values were so already", edit.edit));
         }
     }
-}
-
-/// Edits of several batches: the largest change of each.
-fn merge(before: Vec<interp::plan::Applied>, now: &[interp::plan::Applied]) -> Vec<interp::plan::Applied> {
-    if before.is_empty() {
-        return now.to_vec();
-    }
-    let larger = |(mut a, b): (interp::plan::Applied, &interp::plan::Applied)| {
-        a.relative_change = [a.relative_change, b.relative_change].into_iter().flatten().reduce(f64::max);
-        a
-    };
-    before.into_iter().zip(now).map(larger).collect()
 }
 
 /// Cuts a batch into batches of a bounded number of padded tokens, with the index of each first prompt.

@@ -6,9 +6,12 @@ mod bench;
 mod capture;
 mod completions;
 mod doctor;
+mod finetune;
+mod generate;
 mod lens;
 mod models;
 mod neurons;
+mod perplexity;
 mod predict;
 mod prompts;
 mod report;
@@ -17,6 +20,7 @@ mod sites;
 mod source;
 mod tokens;
 mod train;
+mod training;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -48,12 +52,18 @@ enum Command {
     Completions(completions::Args),
     /// What this machine and this build have, with a self-test.
     Doctor,
+    /// Train an existing model further, on text.
+    Finetune(finetune::Args),
+    /// Let the model write.
+    Generate(generate::Args),
     /// What each layer would predict if the model stopped there.
     Lens(lens::Args),
     /// The published sizes, and what is in the cache.
     Models(models::Args),
     /// The strongest MLP neurons of a layer.
     Neurons(neurons::Args),
+    /// How well models predict texts: loss, perplexity, bits per byte.
+    Perplexity(perplexity::Args),
     /// The likeliest next tokens at every position.
     Predict(predict::Args),
     /// Length and turn of the residual stream at every layer.
@@ -102,9 +112,12 @@ fn run(cli: Cli) -> Result<()> {
         Command::Capture(args) => capture::run(args, &global),
         Command::Completions(args) => completions::run(args, &mut Cli::command()),
         Command::Doctor => doctor::run(&global),
+        Command::Finetune(args) => finetune::run(args, &global),
+        Command::Generate(args) => generate::run(args, &global),
         Command::Lens(args) => lens::run(args, &global),
         Command::Models(args) => models::run(args, &global),
         Command::Neurons(args) => neurons::run(args, &global),
+        Command::Perplexity(args) => perplexity::run(args, &global),
         Command::Predict(args) => predict::run(args, &global),
         Command::Residual(args) => residual::run(args, &global),
         Command::Sites => sites::run(&global),

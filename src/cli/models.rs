@@ -58,25 +58,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 /// The options with the positional name in place of `--model`.
 fn named(global: &Global, name: Option<String>) -> Global {
     let model = name.unwrap_or_else(|| global.model.clone());
-    Global { model, tokenizer: global.tokenizer.clone(), ..copy(global) }
-}
-
-fn copy(global: &Global) -> Global {
-    Global {
-        model: global.model.clone(),
-        tokenizer: global.tokenizer.clone(),
-        device: global.device.clone(),
-        dtype: global.dtype,
-        bos: global.bos,
-        allow_special: global.allow_special,
-        seed: global.seed,
-        out: global.out.clone(),
-        format: global.format,
-        quiet: global.quiet,
-        offline: global.offline,
-        memory: global.memory.clone(),
-        strict: global.strict,
-    }
+    Global { model, ..global.clone() }
 }
 
 fn show(global: &Global, frame: &DataFrame, text: String) -> Result<()> {
@@ -167,7 +149,7 @@ fn verify(global: &Global, sha256: Option<String>) -> Result<()> {
     let mut checks =
         vec![Check { what: "tensors".into(), result: Ok("names, shapes and types fit config.json".into()) }];
     checks.extend(hashes(&files, sha256)?);
-    let bench = Bench::open(&Global { strict: true, ..copy(global) })?;
+    let bench = Bench::open(&Global { strict: true, ..global.clone() })?;
     checks.push(Check { what: "values".into(), result: Ok("all finite".into()) });
     let token = bench.tokenizer.as_ref().and_then(interp::Tokenizer::end_of_text).unwrap_or(0);
     let tokens = interp::Tokens::from_ids(vec![vec![token]])?;

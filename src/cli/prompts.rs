@@ -54,29 +54,17 @@ pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
     }
     let content = decode(&bytes, text.lossy, &path)?;
     let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
-    let json = path.extension().is_some_and(|e| e == "jsonl");
-    let prompts = content
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| if json { json_text(line, i, &path) } else { Ok(line.to_string()) })
-        .collect::<Result<Vec<_>>>()?;
+    let prompts: Vec<String> = match path.extension().is_some_and(|e| e == "jsonl") {
+        true => interp::textset::jsonl_texts(content, &path)?,
+        false => content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect(),
+    };
     if prompts.is_empty() {
         return Err(Error::Request(format!("{} holds no text", path.display())));
     }
     Ok(prompts)
 }
 
-fn json_text(line: &str, number: usize, path: &Path) -> Result<String> {
-    let value: serde_json::Value = serde_json::from_str(line)
-        .map_err(|e| Error::Data { path: path.to_path_buf(), what: format!("line {}: not JSON: {e}", number + 1) })?;
-    match value.get("text").and_then(|text| text.as_str()) {
-        Some(text) => Ok(text.to_string()),
-        None => Err(Error::Data { path: path.to_path_buf(), what: format!("line {}: no text field", number + 1) }),
-    }
-}
-
-fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
+pub fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
     if lossy {
         return Ok(String::from_utf8_lossy(bytes).into_owned());
     }

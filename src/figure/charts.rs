@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn ticks_are_round_and_enclose() {
         assert_eq!(ticks([0.0, 4.2].into_iter()), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(ticks([-0.13, 0.22].into_iter()).len(), 5);
+        assert_eq!(ticks([-0.13, 0.22].into_iter()).len(), 6);
         assert!(ticks([7.0].into_iter()).len() >= 2);
         assert!(ticks(std::iter::empty()).len() >= 2);
     }

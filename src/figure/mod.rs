@@ -10,4 +10,6 @@ pub use canvas::{Anchor, Figure};
 pub use charts::{Bars, Line, Lines, Strip};
 pub use heatmap::{HeatMaps, Panel};
 pub use palette::{Rgb, Scale};
-pub use views::{attention, capture, lens, neurons, predict, residual, shown, sites, tokens, training};
+pub use views::{
+    attention, capture, generate, lens, neurons, perplexity, predict, residual, shown, sites, tokens, training,
+};

@@ -44,6 +44,9 @@ pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
         }
     }
     let panels: Vec<Panel> = panels.into_iter().map(|(_, panel)| panel).collect();
+    // The first position can only look at itself; its 1 would hide how the others differ in a diffuse layer.
+    let others = panels.iter().flat_map(|panel| panel.rows.iter().skip(usize::from(first == 0))).flatten();
+    let largest = others.copied().filter(|x| x.is_finite()).fold(0.0, f64::max);
     let columns = (panels.len() as f64).sqrt().ceil() as usize;
     Ok(HeatMaps {
         title: format!("Attention of layer {}", layer.first().copied().unwrap_or(0)),
@@ -53,7 +56,7 @@ pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
         x: labels[first..].to_vec(),
         y: labels[first..].to_vec(),
         columns,
-        scale: Scale::Sequential { low: 0.0, high: 1.0 },
+        scale: Scale::Sequential { low: 0.0, high: round_up(largest) },
         value_name: "attention weight".into(),
         panels,
     }
@@ -227,6 +230,24 @@ pub fn tokens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
     Ok(Strip { title: format!("{} tokens", rows.len()), tokens: tokens.take(2000).collect() }.draw())
 }
 
+/// The first text of a generation ([`crate::generate::generate`]): every written token, coloured by how likely it was.
+///
+/// # Errors
+/// A frame without the columns of a generation.
+pub fn generate(frame: &DataFrame) -> Result<Figure> {
+    let (pieces, logprobs) = (frame.column("tokens")?.list()?.get_as_series(0), frame.column("logprobs")?.list()?);
+    let (Some(pieces), Some(logprobs)) = (pieces, logprobs.get_as_series(0)) else {
+        return Err(Error::request("the frame holds no text"));
+    };
+    let scale = Scale::Sequential { low: 0.0, high: 1.0 };
+    let tokens = pieces.str()?.iter().zip(logprobs.f32()?.iter()).map(|(piece, logprob)| {
+        let probability = f64::from(logprob.unwrap_or(f32::NAN)).exp();
+        (shown(piece.unwrap_or_default()), format!("{probability:.2}"), scale.color(probability))
+    });
+    let title = "Written tokens and their probabilities (first text)".into();
+    Ok(Strip { title, tokens: tokens.take(2000).collect() }.draw())
+}
+
 /// Sites with the bytes that one token takes at each.
 ///
 /// # Errors
@@ -307,6 +328,35 @@ pub fn training(frame: &DataFrame) -> Result<Figure> {
         x_labels: Vec::new(),
     }
     .draw())
+}
+
+/// A comparison of models and texts ([`crate::perplexity::comparison`]).
+///
+/// # Errors
+/// A frame without its columns.
+pub fn perplexity(frame: &DataFrame) -> Result<Figure> {
+    let rows = Selected::all(frame);
+    let (model, text) = (rows.texts("model")?, rows.texts("text")?);
+    let (bits, perplexity) = (rows.floats("bits_per_byte")?, rows.floats("perplexity")?);
+    let bar = |i: usize| {
+        (format!("{}: {}", model[i], text[i]), bits[i], format!("{:.3}, perplexity {:.2}", bits[i], perplexity[i]))
+    };
+    Ok(Bars {
+        title: "How well models predict texts".into(),
+        note: format!("shorter is better; {}", rows.texts("protocol")?.first().map_or("", String::as_str)),
+        value_name: "bits per byte".into(),
+        bars: (0..rows.len()).map(bar).collect(),
+    }
+    .draw())
+}
+
+/// The next of 1, 0.5, 0.2, 0.1, 0.05 … above a share.
+fn round_up(share: f64) -> f64 {
+    if share <= 0.0 {
+        return 1.0; // nothing but the first position
+    }
+    let steps = (0..6).flat_map(|power| [1.0, 0.5, 0.2].map(|step| step / 10_f64.powi(power)));
+    steps.take_while(|&step| step >= share).last().unwrap_or(1.0)
 }
 
 /// Says which positions a picture leaves out.

@@ -10,7 +10,7 @@ use super::{in_real, rows};
 /// A target that is not scored: padding, or the position after the last token.
 pub const IGNORE: u32 = u32::MAX;
 
-/// −log softmax(logits)[target] of every row, in nats; 0 where the target is [`IGNORE`].
+/// `−log softmax(logits)[target]` of every row, in nats; 0 where the target is [`IGNORE`].
 ///
 /// `[n, vocab]` and n targets → `[n]`. Every other target must be below the vocabulary size.
 pub fn cross_entropy(logits: &Tensor, targets: Vec<u32>) -> Result<Tensor> {

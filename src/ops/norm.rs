@@ -42,7 +42,7 @@ fn mean<T: Real>(row: &[T]) -> T {
     sum_of(row, |x| x) / T::of(row.len() as f64)
 }
 
-/// Two passes, because E[x²] − E[x]² cancels on the rows with huge activations that GPT-2 has.
+/// Two passes, because `E[x²] − E[x]²` cancels on the rows with huge activations that GPT-2 has.
 #[inline(always)]
 fn scale<T: Real>(row: &[T], mean: T, eps: f64) -> T {
     let variance = sum_of(row, |x| (x - mean) * (x - mean)) / T::of(row.len() as f64);

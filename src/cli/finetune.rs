@@ -1,0 +1,42 @@
+use interp::textset::TextSet;
+use interp::train::Trainer;
+use interp::{Error, Result};
+
+use super::args::Global;
+use super::bench::Bench;
+use super::{request, training};
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    training: training::Args,
+}
+
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let args = &args.training;
+    let (recipe, base) = args.recipe(global)?;
+    if recipe.data.language.is_some() {
+        return Err(request("finetune reads text; train reads a language"));
+    }
+    if global.dtype != super::args::Dtype::F32 {
+        return Err(request("training is in f32; leave out --dtype"));
+    }
+    let mut bench = Bench::open(global)?;
+    let block_size = recipe.block_size(bench.config())?;
+    let tokenizer = bench.tokenizer()?.clone();
+    let text = TextSet::load(&recipe.data, &base, &tokenizer, recipe.train.seed, block_size)?;
+    let vocab_size = bench.config().vocab_size;
+    if text.largest() as usize >= vocab_size {
+        return Err(Error::Request(format!(
+            "the text holds token {}, which is not below the model's vocabulary size {vocab_size}: it was made with another \
+             tokenizer",
+            text.largest()
+        )));
+    }
+    let origin = bench.source.digests()?.weights.join(" ");
+    let trainer = Trainer::from_model(recipe, &bench.model, &origin, tokenizer, Box::new(text))?;
+    let name =
+        format!("{} {}", bench.source.name, args.file.first().map_or("".into(), |path| path.display().to_string()));
+    drop(bench);
+    training::run("finetune", trainer, args, global, &name)
+}

@@ -1,0 +1,225 @@
+use std::io::IsTerminal;
+use std::path::Path;
+
+use interp::generate::{Options, Written, generate};
+use interp::sampling::Sampling;
+use interp::text::{Bos, END_OF_TEXT, Encoding};
+use interp::{Edit, Error, Result, Tokens, figure, memory};
+use polars::prelude::DataFrame;
+use serde_json::json;
+
+use super::args::{Edits, Format, Global, Text};
+use super::bench::Bench;
+use super::report::{How, Outcome, Report, print};
+use super::request;
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// What texts begin with: a text, FILE:PATH for the whole of a file, or <|endoftext|> for nothing [default:
+    /// <|endoftext|>, unless --prompt or --file is given].
+    #[arg(long, value_name = "START")]
+    start: Option<String>,
+    /// Tokens to write at most.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_new_tokens: usize,
+    /// Texts per prompt.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_samples: usize,
+    /// Divides the logits before drawing; 0 takes the likeliest token [default: 1].
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Always the likeliest token; the same as --temperature 0.
+    #[arg(long)]
+    greedy: bool,
+    /// Draw from the K likeliest tokens.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest tokens that hold this share of the probability.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Makes tokens that the text holds already less likely; 1 does not.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// End a text where it says this; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after <|endoftext|>.
+    #[arg(long)]
+    ignore_end: bool,
+    /// Go on past the model's context: from there on it sees the last tokens only.
+    #[arg(long)]
+    window: bool,
+    #[command(flatten)]
+    text: Text,
+    #[command(flatten)]
+    edits: Edits,
+}
+
+impl Args {
+    fn options(&self, global: &Global) -> Result<Options> {
+        if self.greedy && self.temperature.is_some_and(|t| t != 0.0) {
+            return Err(request("--greedy is --temperature 0; give one of them"));
+        }
+        let sampling = Sampling {
+            temperature: if self.greedy { 0.0 } else { self.temperature.unwrap_or(1.0) },
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+        };
+        Ok(Options {
+            sampling,
+            seed: global.seed,
+            num_samples: self.num_samples,
+            max_new_tokens: self.max_new_tokens,
+            stop: self.stop.clone(),
+            ignore_end: self.ignore_end,
+            window: self.window,
+            cache: true,
+        })
+    }
+}
+
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let options = args.options(global)?;
+    options.sampling.check()?;
+    let bench = Bench::open(global)?;
+    let tokens = starts(&args, &bench, global)?;
+    let plan = bench.plan(&args.edits)?;
+    let edits: Vec<Edit> = plan.edit_list().to_vec();
+    options.check(&bench.model, &tokens, &edits)?;
+    fits(&bench, &tokens, &options, global)?;
+    let report = Report::begin("generate", global, &bench.name(&tokens))?;
+    let tokenizer = bench.tokenizer()?;
+    // One text is shown as it grows; several would be mixed up, and are shown at the end.
+    let stream = global.format == Format::Text && !global.quiet && tokens.len() * options.num_samples == 1;
+    let mut shown = Shown::default();
+    if stream {
+        shown.push(bench.name(&tokens).as_bytes())?;
+    }
+    let mut each = |written: Written| -> Result<()> {
+        if !stream || Some(written.token) == tokenizer.end_of_text() {
+            return Ok(());
+        }
+        shown.push(&tokenizer.bytes(written.token).unwrap_or_default())
+    };
+    let (frame, applied) = generate(&bench.model, tokenizer, &tokens, &edits, &options, &mut each)?;
+    bench.report_edits(&applied);
+    if stream {
+        shown.end()?;
+    }
+    let summary = summary(&frame, !stream)?;
+    let sampling = &options.sampling;
+    let extra = json!({
+        "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty, "num_samples": options.num_samples,
+        "max_new_tokens": options.max_new_tokens, "stop": options.stop, "ignore_end": options.ignore_end,
+        "window": options.window,
+    });
+    let outcome = Outcome {
+        figure: figure::generate(&frame)?,
+        summary,
+        frame,
+        how: How { plan: &plan, applied, tokens: Some(&tokens), extra },
+    };
+    report.finish(global, bench, outcome)
+}
+
+/// The prompts as tokens; they may be longer than the context only where a window slides.
+fn starts(args: &Args, bench: &Bench, global: &Global) -> Result<Tokens> {
+    let text = &args.text;
+    let given = !text.prompt.is_empty() || text.file.is_some() || text.stdin.is_some();
+    let start = match &args.start {
+        Some(_) if given => return Err(request("give text by one of --start, --prompt, --file and -, not by several")),
+        None if given && args.window => {
+            let texts = super::prompts::read_prompts(text)?;
+            return bench.tokenizer()?.tokens(&texts, global.encoding());
+        }
+        None if given => return bench.tokens(global, text),
+        start => start.as_deref().unwrap_or(END_OF_TEXT),
+    };
+    let tokenizer = bench.tokenizer()?;
+    if start == END_OF_TEXT {
+        return tokenizer.tokens(&[""], Encoding { bos: Bos::Yes, allow_special: false });
+    }
+    let text = match start.strip_prefix("FILE:") {
+        None => start.to_string(),
+        Some(path) => {
+            let path = Path::new(path);
+            let bytes = interp::weights::read_small(path, interp::text::MAX_PROMPT as u64)?;
+            let fault = |e: std::string::FromUtf8Error| Error::Data {
+                path: path.to_path_buf(),
+                what: format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()),
+            };
+            String::from_utf8(bytes).map_err(fault)?
+        }
+    };
+    tokenizer.tokens(&[text], global.encoding())
+}
+
+/// Keys, values and logits of all texts at their full length.
+fn fits(bench: &Bench, tokens: &Tokens, options: &Options, global: &Global) -> Result<()> {
+    let config = bench.config();
+    let texts = (tokens.len() * options.num_samples) as u64;
+    let length = (tokens.longest() + options.max_new_tokens).min(config.n_positions) as u64;
+    let kept = 2 * (config.n_layer * config.n_head * config.head_dim) as u64 * length;
+    let needed = texts * (kept + 3 * config.vocab_size as u64) * 4;
+    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    memory::check(&format!("keys and values of {texts} texts of {length} tokens"), needed, limit)
+}
+
+/// Text on its way to the terminal, whole characters at a time.
+#[derive(Default)]
+struct Shown {
+    waiting: Vec<u8>,
+}
+
+impl Shown {
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        self.waiting.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.waiting) {
+            Ok(_) => self.waiting.len(),
+            // What is only cut short waits for its end; what is wrong is shown as it is.
+            Err(e) if e.error_len().is_none() => e.valid_up_to(),
+            Err(_) => self.waiting.len(),
+        };
+        let ready: Vec<u8> = self.waiting.drain(..whole).collect();
+        print(&visible(&String::from_utf8_lossy(&ready)))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let rest = std::mem::take(&mut self.waiting);
+        print(&(visible(&String::from_utf8_lossy(&rest)) + "\n"))
+    }
+}
+
+/// The text with its lines, and nothing in it that a terminal would obey.
+fn visible(text: &str) -> String {
+    if !std::io::stdout().is_terminal() && !text.contains('\u{1b}') {
+        return text.to_string();
+    }
+    text.split('\n').map(interp::error::printable).collect::<Vec<_>>().join("\n")
+}
+
+/// How long and how likely each text is, and the text itself unless it was shown already.
+fn summary(frame: &DataFrame, texts: bool) -> Result<String> {
+    let ints = |name: &str| -> Result<Vec<u32>> { Ok(frame.column(name)?.u32()?.into_no_null_iter().collect()) };
+    let (prompt, sample, tokens) = (ints("prompt")?, ints("sample")?, ints("new_tokens")?);
+    let logprob: Vec<f64> = frame.column("logprob")?.f64()?.into_no_null_iter().collect();
+    let text = frame.column("text")?.str()?;
+    let finish = frame.column("finish")?.str()?;
+    let mut lines = Vec::new();
+    for i in 0..frame.height() {
+        let mean = logprob[i] / f64::from(tokens[i].max(1));
+        lines.push(format!(
+            "── prompt {}, sample {}: {} tokens, {mean:.2} nats each, {}",
+            prompt[i],
+            sample[i],
+            tokens[i],
+            finish.get(i).unwrap_or_default()
+        ));
+        if texts {
+            lines.push(text.get(i).unwrap_or_default().to_string());
+        }
+    }
+    Ok(lines.join("\n"))
+}

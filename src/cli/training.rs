@@ -1,0 +1,357 @@
+//! What `train` and `finetune` share: the run itself, its files, and the estimate before it.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use interp::recipe::Recipe;
+use interp::train::{STATE, Trainer};
+use interp::{Error, Result, disk, figure, memory};
+use polars::df;
+use polars::prelude::DataFrame;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::args::{Format, Global};
+use super::report::{arguments, csv, print, rows, say, slug};
+use super::{note, request};
+
+/// Options of both commands.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The recipe, such as models/tiny/recipe.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set a key of the recipe, such as learning_rate=1e-4; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Text to learn from: a file, a directory, .jsonl with a `text` field per line, or nanoGPT's .bin; may be given
+    /// several times.
+    #[arg(long, value_name = "PATH")]
+    pub file: Vec<PathBuf>,
+    /// Text to measure on [default: the last tenth of the text].
+    #[arg(long, value_name = "PATH")]
+    pub val_file: Vec<PathBuf>,
+    /// Parameters that stay as they are, such as 'h.[0-5].*,wte'.
+    #[arg(long, value_name = "PATTERNS")]
+    pub freeze: Vec<String>,
+    /// Start over, even if --out holds a run that could be continued.
+    #[arg(long)]
+    pub restart: bool,
+    /// Only say how many parameters, how much memory, how long, from one step that is measured and forgotten.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: what an hour of this machine costs.
+    #[arg(long, value_name = "PER_HOUR", requires = "dry_run")]
+    pub price: Option<f64>,
+}
+
+impl Args {
+    /// The recipe with all that the options change, and the directory from which its paths count.
+    pub fn recipe(&self, global: &Global) -> Result<(Recipe, PathBuf)> {
+        if self.price.is_some_and(|price| !price.is_finite() || price < 0.0) {
+            return Err(request("--price must be a number not below 0"));
+        }
+        let mut set = self.set.clone();
+        if global.seed != 0 {
+            set.push(format!("train.seed={}", global.seed));
+        }
+        let mut recipe = Recipe::load_with(self.config.as_deref(), &set)?;
+        let base = self.config.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_path_buf();
+        // Paths on the command line count from here, those in the recipe from the recipe.
+        let here = std::env::current_dir().map_err(|source| Error::Io { path: ".".into(), source })?;
+        recipe.data.text.extend(self.file.iter().map(|path| here.join(path)));
+        recipe.data.validation.extend(self.val_file.iter().map(|path| here.join(path)));
+        recipe.train.freeze.extend(self.freeze.iter().cloned());
+        if recipe.data.language.is_some() && !recipe.data.text.is_empty() {
+            return Err(request("the recipe reads a language; it cannot read text as well"));
+        }
+        Ok((recipe, base))
+    }
+}
+
+/// A line of metrics.jsonl.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Metric {
+    step: u64,
+    split: String,
+    loss: f64,
+    lr: f64,
+    tokens_per_second: f64,
+}
+
+/// Directory of the model with the lowest validation loss.
+const BEST: &str = "best";
+
+/// Carries out a run, or says what it would take.
+pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Global, name: &str) -> Result<()> {
+    fits(&trainer, global)?;
+    if args.dry_run {
+        return estimate(trainer, args.price, global);
+    }
+    let dir = match &global.out {
+        Some(dir) => dir.clone(),
+        None => Path::new("outputs").join(command).join(slug(name)),
+    };
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::CannotWrite { path: dir, what: "it is a file; --out names a directory".into() });
+    }
+    disk::write_dir(&dir)?;
+    let _lock = lock(&dir)?;
+    let metrics_path = dir.join("metrics.jsonl");
+    let mut metrics = Vec::new();
+    if dir.join(STATE).exists() && !args.restart {
+        trainer.load_state(&dir)?;
+        metrics = read_metrics(&metrics_path, trainer.steps())?;
+        note(global.quiet, &format!("continuing at step {}", trainer.steps()));
+    }
+    write_metrics(&metrics_path, &metrics)?;
+    note(
+        global.quiet,
+        &format!(
+            "{} parameters, {} of them learn, {} tokens per step, {} threads",
+            trainer.model().config().parameters(),
+            trainer.trainable(),
+            trainer.tokens_per_step(),
+            rayon::current_num_threads()
+        ),
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The first one asks to stop after the step; the second ends the process, whose last checkpoint is whole.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    train(&mut trainer, &dir, &metrics_path, &mut metrics, &stop, global)?;
+    if stop.load(Ordering::Relaxed) {
+        trainer.save_state(&dir)?;
+        return Err(Error::Interrupted(format!(" at step {}; the same command continues", trainer.steps())));
+    }
+    trainer.save_model(&dir)?;
+    finish(command, &trainer, &dir, &metrics, global)
+}
+
+/// Refuses a run that would not fit into memory, and says what would.
+fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
+    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    let (rows, length) = (trainer.recipe().train.micro_batch_size, trainer.block_size());
+    let Err(refusal) = memory::check("a training step", trainer.memory(rows, length), limit) else { return Ok(()) };
+    let room = limit.or_else(memory::available).unwrap_or(u64::MAX);
+    let smaller = std::iter::successors(Some(length), |n| (*n > 32).then_some(n / 2));
+    let fitting = smaller.map(|n| (n, trainer.memory(1, n))).find(|(_, needed)| *needed <= room);
+    Err(Error::TryAgain(match fitting {
+        Some((n, needed)) => format!(
+            "{refusal}; micro_batch_size=1 with block_size={n} needs {}: lower batch_size and raise \
+             gradient_accumulation_steps to learn from as many rows",
+            memory::human(needed)
+        ),
+        None => format!("{refusal}; shorter rows do not help: --freeze layers or take a smaller model"),
+    }))
+}
+
+/// Takes one step to see how long it takes, and says what the whole run would.
+fn estimate(mut trainer: Trainer, price: Option<f64>, global: &Global) -> Result<()> {
+    let before = memory::peak().unwrap_or(0);
+    let start = Instant::now();
+    trainer.step()?;
+    let first = start.elapsed().as_secs_f64();
+    // The first step also touches all memory for the first time; a long run is made of later ones.
+    let start = Instant::now();
+    trainer.step()?;
+    let step = start.elapsed().as_secs_f64().min(first);
+    let start = Instant::now();
+    trainer.validation_loss()?;
+    let evaluation = start.elapsed().as_secs_f64();
+    let t = &trainer.recipe().train;
+    let seconds = step * t.max_iters as f64 + evaluation * (t.max_iters / t.eval_interval + 1) as f64;
+    let (all, learning) = (trainer.model().config().parameters(), trainer.trainable() as u64);
+    let peak = memory::peak().unwrap_or(0);
+    let facts = json!({
+        "parameters": all,
+        "trainable_parameters": learning,
+        "tokens_per_step": trainer.tokens_per_step(),
+        "weights_bytes": 4 * all,
+        "gradients_bytes": 4 * learning,
+        "optimizer_bytes": 8 * learning,
+        "activations_bytes": peak.saturating_sub(before),
+        "peak_bytes": peak,
+        "step_seconds": step,
+        "evaluation_seconds": evaluation,
+        "steps": t.max_iters,
+        "total_seconds": seconds,
+        "cost": price.map(|price| price * seconds / 3600.0),
+    });
+    if global.format == Format::Json {
+        return print(&(facts.to_string() + "\n"));
+    }
+    let cost = price.map_or(String::new(), |price| {
+        format!("\n  cost          {:.2} at {price} per hour", price * seconds / 3600.0)
+    });
+    let human = memory::human;
+    say(
+        global,
+        &format!(
+            "  parameters    {all}, {learning} of them learn\n  memory        {} at most: weights {}, gradients {}, optimizer {}, \
+             activations and the rest {}\n  a step        {step:.2} s for {} tokens, {:.0} tokens/s\n  the run       {} steps, {}{cost}",
+            human(peak),
+            human(4 * all),
+            human(4 * learning),
+            human(8 * learning),
+            human(peak.saturating_sub(4 * all + 12 * learning)),
+            trainer.tokens_per_step(),
+            trainer.tokens_per_step() as f64 / step,
+            t.max_iters,
+            duration(seconds),
+        ),
+    )
+}
+
+/// Time for people.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} seconds"),
+        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
+    }
+}
+
+/// One trainer per directory.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join(".lock");
+    let file =
+        std::fs::File::create(&path).map_err(|e| Error::CannotWrite { path: path.clone(), what: e.to_string() })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => Err(Error::TryAgain(format!("{}: another process is training here", dir.display()))),
+    }
+}
+
+fn train(
+    trainer: &mut Trainer,
+    dir: &Path,
+    metrics_path: &Path,
+    metrics: &mut Vec<Metric>,
+    stop: &AtomicBool,
+    global: &Global,
+) -> Result<()> {
+    let knobs = trainer.recipe().train.clone();
+    let bar = progress(global.quiet, knobs.max_iters, trainer.steps());
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(metrics_path)
+        .map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })?;
+    let mut record = |metrics: &mut Vec<Metric>, metric: Metric| -> Result<()> {
+        let line = serde_json::to_string(&metric).map_err(|e| Error::Bug(e.to_string()))?;
+        metrics.push(metric);
+        writeln!(file, "{line}").map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })
+    };
+    if trainer.steps() == 0 && metrics.is_empty() {
+        let loss = trainer.evaluate()?.0;
+        record(metrics, Metric { step: 0, split: "validation".into(), loss, lr: 0.0, tokens_per_second: 0.0 })?;
+    }
+    while !trainer.is_done() && !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let step = trainer.step()?;
+        let tokens_per_second = trainer.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
+        let metric =
+            |split: &str, loss| Metric { step: step.step, split: split.into(), loss, lr: step.lr, tokens_per_second };
+        record(metrics, metric("train", step.loss))?;
+        let last = step.step == knobs.max_iters;
+        if step.step % knobs.eval_interval == 0 || last {
+            let (loss, lowest) = trainer.evaluate()?;
+            record(metrics, metric("validation", loss))?;
+            if lowest && knobs.keep_best {
+                disk::write_dir(&dir.join(BEST))?;
+                trainer.save_model(&dir.join(BEST))?;
+            }
+        }
+        if let Some(bar) = &bar {
+            bar.set_position(step.step);
+            bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", step.loss));
+        }
+        if step.step % knobs.checkpoint_interval == 0 || last || trainer.is_done() {
+            trainer.save_state(dir)?;
+        }
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(())
+}
+
+fn progress(quiet: bool, steps: u64, done: u64) -> Option<indicatif::ProgressBar> {
+    if quiet || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = indicatif::ProgressBar::new(steps).with_position(done);
+    let style = "step {pos}/{len} [{wide_bar}] {msg}, {eta} left";
+    if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar.reset_eta();
+    Some(bar)
+}
+
+/// The metrics up to a step: later ones belong to steps that a kill undid.
+fn read_metrics(path: &Path, steps: u64) -> Result<Vec<Metric>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = String::from_utf8_lossy(&interp::weights::read_small(path, 1 << 30)?).into_owned();
+    // A line that a kill cut short does not parse, and is of a step that was undone.
+    let known = text.lines().filter_map(|line| serde_json::from_str::<Metric>(line).ok());
+    Ok(known.filter(|metric| metric.step <= steps).collect())
+}
+
+fn write_metrics(path: &Path, metrics: &[Metric]) -> Result<()> {
+    disk::write_atomic(path, |file| {
+        metrics.iter().try_for_each(|metric| writeln!(file, "{}", serde_json::to_string(metric)?))
+    })
+}
+
+fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], global: &Global) -> Result<()> {
+    let mut frame: DataFrame = df!(
+        "step" => metrics.iter().map(|m| m.step).collect::<Vec<_>>(),
+        "split" => metrics.iter().map(|m| m.split.clone()).collect::<Vec<_>>(),
+        "loss" => metrics.iter().map(|m| m.loss).collect::<Vec<_>>(),
+        "lr" => metrics.iter().map(|m| m.lr).collect::<Vec<_>>(),
+        "tokens_per_second" => metrics.iter().map(|m| m.tokens_per_second).collect::<Vec<_>>(),
+    )?;
+    interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
+    let figure = figure::training(&frame)?;
+    disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
+    disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
+    let run: Value = json!({
+        "command": command,
+        "arguments": arguments(),
+        "recipe": trainer.recipe(),
+        "model": trainer.model().config().to_json(),
+        "weights_sha256": interp::weights::sha256(&dir.join("model.safetensors"))?,
+        "tokenizer_sha256": interp::weights::sha256(&dir.join("tokenizer.json"))?,
+        "device": "cpu",
+        "dtype": "f32",
+        "seed": trainer.recipe().train.seed,
+        "lowest_validation_loss": trainer.progress().best,
+        "versions": { "interp": env!("CARGO_PKG_VERSION") },
+        "threads": rayon::current_num_threads(),
+    });
+    let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
+    disk::write_bytes(&dir.join("run.json"), &text)?;
+    let last = |split: &str| metrics.iter().rev().find(|m| m.split == split).map_or(f64::NAN, |m| m.loss);
+    match global.format {
+        Format::Text => say(
+            global,
+            &format!(
+                "step {}: loss {:.4} on training rows, {:.4} on validation rows\nwrote {}",
+                trainer.steps(),
+                last("train"),
+                last("validation"),
+                dir.display()
+            ),
+        ),
+        Format::Json => print(&(json!({ "run": run, "rows": rows(&frame)? }).to_string() + "\n")),
+        Format::Csv => print(&csv(&frame)?),
+    }
+}
