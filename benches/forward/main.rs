@@ -1,0 +1,126 @@
+//! The contender that `side_by_side.py` talks to: it loads a model, then reads requests from standard input.
+//!
+//! Each request is a task and a number of tokens T; the answer is the seconds that it took.
+//!
+//! - `forward T`: logits at every position; `capture T [FILE]`: every site, written as safetensors on request
+//! - `generate T`: T tokens after a prompt of 15, greedy, with a cache
+//! - `step T`: one step of training on one row of T tokens, AdamW and clipping included
+
+mod naive;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::hint::black_box;
+use std::io::BufRead;
+use std::path::Path;
+use std::time::Instant;
+
+use interp::generate::{Options, generate};
+use interp::recipe::Recipe;
+use interp::sampling::Sampling;
+use interp::textset::TextSet;
+use interp::train::Trainer;
+use interp::weights::{Checkpoint, read_small};
+use interp::{Config, Gpt2, Plan, Site, Tokens};
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Fallible<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let [contender, dir] = args.as_slice() else {
+        println!("started by benches/side_by_side.py, which needs Python peers: see the README's section on speed");
+        return Ok(());
+    };
+    let dir = Path::new(dir);
+    let path = dir.join("config.json");
+    let config = Config::parse(&read_small(&path, 1 << 20)?, &path)?;
+    let file = dir.join("model.safetensors");
+    if contender == "naive" {
+        let model = naive::Gpt2::load(&file, config.n_layer, config.n_head)?;
+        return serve(|task, length, _| {
+            let tokens = ids(length, config.vocab_size);
+            let mut kept = Vec::new();
+            let start = Instant::now();
+            let logits = match task {
+                "forward" => model.forward(&tokens, &mut |_| {})?,
+                _ => model.forward(&tokens, &mut |value| kept.push(value))?,
+            };
+            let seconds = start.elapsed().as_secs_f64();
+            black_box((logits, kept));
+            Ok(seconds)
+        });
+    }
+    let device = candle_core::Device::Cpu;
+    let model = Checkpoint::open(&[file], &config)?.load(candle_core::DType::F32, &device)?.model;
+    let mut trainer = None;
+    serve(|task, length, out| match task {
+        "generate" => write(&model, length),
+        "step" => step(&model, &mut trainer, length),
+        _ => ours(&model, task, length, out),
+    })
+}
+
+fn write(model: &Gpt2, length: usize) -> Fallible<f64> {
+    let tokens = Tokens::from_ids(vec![ids(15, model.config().vocab_size)])?;
+    let tokenizer = interp::embedded::tokenizer()?; // ids are what counts here; their text is not looked at
+    let options =
+        Options { sampling: Sampling::greedy(), max_new_tokens: length, ignore_end: true, ..Options::default() };
+    let start = Instant::now();
+    black_box(generate(model, &tokenizer, &tokens, &[], &options, &mut |_| Ok(()))?);
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn step(model: &Gpt2, trainer: &mut Option<(usize, Trainer)>, length: usize) -> Fallible<f64> {
+    if trainer.as_ref().is_none_or(|(of, _)| *of != length) {
+        *trainer = None; // two at once would not fit into a small machine
+        let set = [format!("block_size={length}"), "batch_size=1".into(), "max_iters=1000000".into()];
+        let recipe = Recipe::load_with(None, &set)?;
+        let text = ids(length + 1, model.config().vocab_size);
+        let text = TextSet::new(text.clone(), text, 0, length)?;
+        let tokenizer = interp::embedded::tokenizer()?;
+        *trainer = Some((length, Trainer::from_model(recipe, model, "", tokenizer, Box::new(text))?));
+    }
+    let Some((_, trainer)) = trainer else { return Err("no trainer".into()) };
+    let start = Instant::now();
+    black_box(trainer.step()?);
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Answers requests until standard input ends.
+fn serve(mut run: impl FnMut(&str, usize, Option<&str>) -> Fallible<f64>) -> Fallible<()> {
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [task, length, rest @ ..] = words.as_slice() else { return Err(format!("`{line}` is no request").into()) };
+        println!("{}", run(task, length.parse()?, rest.first().copied())?);
+    }
+    Ok(())
+}
+
+fn ours(model: &Gpt2, task: &str, length: usize, out: Option<&str>) -> Fallible<f64> {
+    let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size)])?;
+    // Per-head results are left out of the comparison: TransformerLens forms them on request only.
+    let sites = || Site::all(model.config().n_layer).filter(|site| !matches!(site, Site::Result(_)));
+    let start = Instant::now();
+    if task == "forward" {
+        let logits = model.forward(&tokens)?;
+        let seconds = start.elapsed().as_secs_f64();
+        black_box(logits);
+        return Ok(seconds);
+    }
+    let trace = Plan::new().reads(sites()).run(model, &tokens)?;
+    let seconds = start.elapsed().as_secs_f64();
+    if let Some(out) = out {
+        let values: HashMap<String, _> =
+            sites().map(|site| Ok((site.long(), trace.get(site)?.contiguous()?))).collect::<Fallible<_>>()?;
+        candle_core::safetensors::save(&values, out)?;
+    }
+    black_box(trace);
+    Ok(seconds)
+}
+
+/// The same text for every contender.
+fn ids(length: usize, vocab: usize) -> Vec<u32> {
+    (0..length).map(|i| ((i * 7919 + 13) % vocab) as u32).collect()
+}
