@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::ops::Gelu;
 use crate::site::Extents;
 
 /// The numbers that fix a GPT-2, named as in `config.json`.
@@ -24,6 +25,8 @@ pub struct Config {
     pub vocab_size: usize,
     /// Positions.
     pub n_positions: usize,
+    /// The activation of the MLPs.
+    pub activation: Gelu,
     /// Added to the variance in LayerNorm.
     pub layer_norm_epsilon: f64,
     /// Whether the unembedding is the token embedding.
@@ -53,6 +56,7 @@ impl Config {
             n_inner: 4 * n_embd,
             vocab_size,
             n_positions,
+            activation: Gelu::Tanh,
             layer_norm_epsilon: 1e-5,
             tie_word_embeddings: true,
         }
@@ -84,7 +88,7 @@ impl Config {
         json!({
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
-            "activation_function": "gelu_new",
+            "activation_function": match self.activation { Gelu::Tanh => "gelu_new", Gelu::Erf => "gelu" },
             "n_layer": self.n_layer,
             "n_head": self.n_head,
             "n_embd": self.n_embd,
@@ -186,16 +190,10 @@ impl Fields<'_> {
                 true => self.int("n_positions", 1..=65_536, None)?,
                 false => self.int("n_ctx", 1..=65_536, None)?,
             },
+            activation: self.activation()?,
             layer_norm_epsilon: self.epsilon()?,
             tie_word_embeddings: self.flag("tie_word_embeddings", true)?,
         };
-        match self.map.get("activation_function").and_then(Value::as_str) {
-            None | Some("gelu_new" | "gelu_pytorch_tanh") => {}
-            Some(other) => {
-                let other = crate::error::shorten(other);
-                return Err(self.wrong(format!("activation_function is \"{other}\"; only gelu_new is supported")));
-            }
-        }
         for (name, wanted) in
             [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)]
         {
@@ -236,6 +234,17 @@ impl Fields<'_> {
         }
     }
 
+    fn activation(&self) -> Result<Gelu> {
+        match self.map.get("activation_function").and_then(Value::as_str) {
+            None | Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Gelu::Tanh),
+            Some("gelu") => Ok(Gelu::Erf),
+            Some(other) => {
+                let other = crate::error::shorten(other);
+                Err(self.wrong(format!("activation_function is \"{other}\"; gelu_new and gelu are supported")))
+            }
+        }
+    }
+
     fn epsilon(&self) -> Result<f64> {
         match self.map.get("layer_norm_epsilon") {
             None => Ok(1e-5),
@@ -265,6 +274,7 @@ mod tests {
         let mut config = Config::new(3, 5, 80, 97, 33);
         config.n_inner = 100;
         config.tie_word_embeddings = false;
+        config.activation = Gelu::Erf;
         let json = serde_json::to_vec(&config.to_json()).unwrap();
         assert_eq!(Config::parse(&json, Path::new("config.json")).unwrap(), config);
     }

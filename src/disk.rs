@@ -11,6 +11,21 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::CannotWrite`] or [`Error::Io`]; the old content, if any, is then untouched and nothing is left behind.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    write_through(path, |temporary| {
+        let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
+        fill(&mut writer).and_then(|()| writer.flush())
+    })
+}
+
+/// [`write_atomic`] for what writes to a path of its own choosing: `fill` is given the temporary one.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    write_through(path, |temporary| fill(temporary.path()))
+}
+
+fn write_through(path: &Path, fill: impl FnOnce(&tempfile::NamedTempFile) -> std::io::Result<()>) -> Result<()> {
     let fail = |e| Error::writing(path, e);
     let dir = parent(path);
     let mut builder = tempfile::Builder::new();
@@ -23,9 +38,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::R
         builder.permissions(std::fs::Permissions::from_mode(0o666)); // the umask applies
     }
     let temporary = builder.tempfile_in(&dir).map_err(fail)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
-    fill(&mut writer).and_then(|()| writer.flush()).map_err(fail)?;
-    drop(writer);
+    fill(&temporary).map_err(fail)?;
     temporary.as_file().sync_all().map_err(fail)?;
     temporary.persist(path).map_err(|e| fail(e.error))?;
     sync_dir(&dir);

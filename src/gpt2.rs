@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::hooks::Hooks;
 use crate::kv::KvCache;
-use crate::ops::{self, Causal};
+use crate::ops::{self, Causal, Gelu};
 use crate::site::Site;
 use crate::tokens::Tokens;
 
@@ -46,6 +46,7 @@ struct Attention {
 struct Mlp {
     c_fc: Linear,
     c_proj: Linear,
+    activation: Gelu,
 }
 
 /// An affine map with the weight as `[in, out]`, which GPT-2's checkpoint calls Conv1D.
@@ -246,7 +247,7 @@ impl Gpt2 {
     /// A last axis that is not d_model.
     pub fn unembed(&self, resid: &Tensor) -> Result<Tensor> {
         let x = ops::layer_norm(resid, &self.ln_f.weight, &self.ln_f.bias, self.ln_f.eps)?;
-        Ok(ops::linear_t(&x, &self.lm_head)?)
+        Ok(ops::linear_t(&x, &self.lm_head, None)?)
     }
 
     /// The unembedding of a residual stream that is divided by a given standard deviation instead of its own.
@@ -255,7 +256,7 @@ impl Gpt2 {
     /// Shapes other than `[.., dim]` and `[.., 1]`.
     pub fn unembed_with_scale(&self, resid: &Tensor, scale: &Tensor) -> Result<Tensor> {
         let x = ops::affine(&ops::normalize(resid, scale)?, &self.ln_f.weight, &self.ln_f.bias)?;
-        Ok(ops::linear_t(&x, &self.lm_head)?)
+        Ok(ops::linear_t(&x, &self.lm_head, None)?)
     }
 
     fn embed<H: Hooks>(
@@ -272,12 +273,15 @@ impl Gpt2 {
                 (start..start + p).map(|pos| pos as u32)
             })
             .collect();
-        let look_up = |table: &Tensor, ids: Vec<u32>| -> Result<Tensor> {
+        let look_up = |table: &Tensor, ids: Vec<u32>, hooks: &H| -> Result<Tensor> {
             let ids = Tensor::from_vec(ids, b * p, self.device())?;
-            Ok(table.index_select(&ids, 0)?.reshape((b, p, self.config.n_embd))?)
+            let rows = ops::embedding(table, &ids, hooks.gradient_sum(table))?;
+            Ok(rows.reshape((b, p, self.config.n_embd))?)
         };
-        let embed = hooks.at(Site::Embed, look_up(&self.wte, tokens.padded())?)?; // [B, P, dim]
-        let pos_embed = hooks.at(Site::PosEmbed, look_up(&self.wpe, positions)?)?; // [B, P, dim]
+        let embed = look_up(&self.wte, tokens.padded(), hooks)?;
+        let embed = hooks.at(Site::Embed, embed)?; // [B, P, dim]
+        let pos_embed = look_up(&self.wpe, positions, hooks)?;
+        let pos_embed = hooks.at(Site::PosEmbed, pos_embed)?; // [B, P, dim]
         Ok(ops::add(&embed, &pos_embed)?)
     }
 
@@ -306,7 +310,8 @@ impl Gpt2 {
             LogitsAt::Last if looked_at => last(&x, tokens)?,
             _ => x,
         };
-        Ok(Some(hooks.at(Site::Logits, ops::linear_t(&x, &self.lm_head)?)?)) // [B, P or 1, vocab]
+        let logits = ops::linear_t(&x, &self.lm_head, hooks.gradient_sum(&self.lm_head))?;
+        Ok(Some(hooks.at(Site::Logits, logits)?)) // [B, P or 1, vocab]
     }
 }
 
@@ -332,7 +337,11 @@ impl Block {
                 head_dim: config.head_dim,
             },
             ln_2: LayerNorm::new(config, "ln_2", &mut get)?,
-            mlp: Mlp { c_fc: Linear::new("mlp.c_fc", &mut get)?, c_proj: Linear::new("mlp.c_proj", &mut get)? },
+            mlp: Mlp {
+                c_fc: Linear::new("mlp.c_fc", &mut get)?,
+                c_proj: Linear::new("mlp.c_proj", &mut get)?,
+                activation: config.activation,
+            },
         })
     }
 
@@ -364,7 +373,7 @@ impl Attention {
         hooks: &mut H,
     ) -> Result<Tensor> {
         let (b, p, _) = x.dims3()?;
-        let qkv = self.c_attn.forward(x)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
+        let qkv = self.c_attn.forward(x, hooks)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
         let q = hooks.at(Site::Q(layer), qkv.i((.., .., 0))?)?; // [B, P, H, D]
         let k = hooks.at(Site::K(layer), qkv.i((.., .., 1))?)?; // [B, P, H, D]
         let v = hooks.at(Site::V(layer), qkv.i((.., .., 2))?)?; // [B, P, H, D]
@@ -381,7 +390,7 @@ impl Attention {
             pattern = ops::masked(&pattern, 0.0, mask)?; // whatever a hook returns, the future stays closed
         }
         let z = hooks.at(Site::Z(layer), ops::attend(&pattern, &v, mask)?)?; // [B, P, H, D]
-        let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?)?; // [B, P, dim]
+        let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?, hooks)?; // [B, P, dim]
         if hooks.wants(Site::Result(layer)) {
             let result = self.per_head(&z)?; // [B, P, H, dim]
             let seen = hooks.at(Site::Result(layer), result.clone())?;
@@ -399,7 +408,7 @@ impl Attention {
             .map(|head| {
                 let weight = self.c_proj.weight.narrow(0, head * self.head_dim, self.head_dim)?; // [D, dim]
                 let zero = self.c_proj.bias.zeros_like()?;
-                ops::linear(&z.i((.., .., head))?, &weight, &zero)
+                ops::linear(&z.i((.., .., head))?, &weight, &zero, None)
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Tensor::stack(&results, 2)?)
@@ -408,9 +417,11 @@ impl Attention {
 
 impl Mlp {
     fn forward<H: Hooks>(&self, x: &Tensor, layer: usize, hooks: &mut H) -> Result<Tensor> {
-        let pre = hooks.at(Site::MlpPre(layer), self.c_fc.forward(x)?)?; // [B, P, neuron]
-        let post = hooks.at(Site::MlpPost(layer), ops::gelu(&pre)?)?; // [B, P, neuron]
-        hooks.at(Site::MlpOut(layer), self.c_proj.forward(&post)?) // [B, P, dim]
+        let pre = self.c_fc.forward(x, hooks)?;
+        let pre = hooks.at(Site::MlpPre(layer), pre)?; // [B, P, neuron]
+        let post = hooks.at(Site::MlpPost(layer), ops::gelu(&pre, self.activation)?)?; // [B, P, neuron]
+        let out = self.c_proj.forward(&post, hooks)?;
+        hooks.at(Site::MlpOut(layer), out) // [B, P, dim]
     }
 }
 
@@ -419,8 +430,8 @@ impl Linear {
         Ok(Self { weight: get(&format!("{name}.weight"))?, bias: get(&format!("{name}.bias"))? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, &self.bias)?)
+    fn forward<H: Hooks>(&self, x: &Tensor, hooks: &H) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, &self.bias, hooks.gradient_sum(&self.weight))?)
     }
 }
 

@@ -30,7 +30,7 @@
 //! 1. names: [`site`], [`hooks`], [`error`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
-//!    [`initial`], [`recipe`], [`language`], [`corpus`], [`textset`], [`embedded`]
+//!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`], [`embedded`]
 //! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`generate`], [`lens`], [`neurons`],
 //!    [`perplexity`], [`predict`], [`residual`], [`train`]
 //! 5. presentation: [`figure`]
@@ -75,6 +75,7 @@ pub mod residual;
 pub mod sampling;
 pub mod site;
 pub mod text;
+pub mod texts;
 pub mod textset;
 pub mod tokens;
 pub mod train;

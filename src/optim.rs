@@ -62,7 +62,7 @@ impl Optimizer for AdamW {
             .iter()
             .map(|slot| grads.get(&slot.var).cloned().map_or_else(|| zero(&slot.var), Ok))
             .collect::<candle_core::Result<Vec<_>>>()?;
-        self.step_with(&grads)
+        self.step_with(&grads, 1.0)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -75,11 +75,11 @@ impl Optimizer for AdamW {
 }
 
 impl AdamW {
-    /// One step with one gradient per parameter, in the order of the parameters.
+    /// One step with one gradient per parameter, in the order of the parameters, each times `scale`: below 1 to clip.
     ///
     /// # Errors
     /// Gradients that do not fit the parameters.
-    pub fn step_with(&mut self, grads: &[Tensor]) -> candle_core::Result<()> {
+    pub fn step_with(&mut self, grads: &[Tensor], scale: f64) -> candle_core::Result<()> {
         if grads.len() != self.slots.len() {
             candle_core::bail!("{} gradients for {} parameters", grads.len(), self.slots.len())
         }
@@ -88,8 +88,8 @@ impl AdamW {
         let steps = self.steps as f64;
         for (slot, grad) in self.slots.iter().zip(grads) {
             let grad = grad.contiguous()?;
-            ops::update_mean(&slot.mean, &grad, beta1)?;
-            ops::update_square(&slot.square, &grad, beta2)?;
+            ops::update_mean(&slot.mean, &grad, beta1, scale)?;
+            ops::update_square(&slot.square, &grad, beta2, scale)?;
             let decay = if slot.var.rank() >= 2 { 1.0 - lr * weight_decay } else { 1.0 };
             let adam = ops::AdamStep {
                 step: lr / (1.0 - beta1.powf(steps)),

@@ -22,9 +22,9 @@ pub struct Recipe {
     pub train: TrainRecipe,
 }
 
-/// The shape of a model.
+/// The shape of a model; without more said, GPT-2 small's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ModelRecipe {
     /// Blocks.
     pub n_layer: usize,
@@ -34,7 +34,8 @@ pub struct ModelRecipe {
     pub n_embd: usize,
     /// Positions.
     pub block_size: usize,
-    /// Entries of the byte-level BPE that is learned first.
+    /// Entries of the vocabulary: of the BPE that is learned first, or at least as many as the tokenizer has; 0 for
+    /// exactly as many.
     pub vocab_size: usize,
 }
 
@@ -44,6 +45,8 @@ pub struct ModelRecipe {
 pub struct DataRecipe {
     /// A language file (see `models/tiny/language.toml`), relative to the recipe.
     pub language: Option<PathBuf>,
+    /// How a model that starts from scratch on text gets its tokenizer.
+    pub tokenizer: Option<Learned>,
     /// Documents of the language from which the tokenizer is learned.
     pub tokenizer_documents: u64,
     /// Share of rows that are random tokens, repeated; of a language only.
@@ -54,6 +57,16 @@ pub struct DataRecipe {
     pub validation: Vec<PathBuf>,
     /// How much of the text is kept for validation where there is no text of its own for it.
     pub validation_share: f64,
+}
+
+/// A tokenizer that is made from the text itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learned {
+    /// A byte-level BPE, as GPT-2's.
+    Bpe,
+    /// The characters of the text, as in nanoGPT's `shakespeare_char`.
+    Characters,
 }
 
 /// How the model learns.
@@ -114,10 +127,17 @@ pub struct TrainRecipe {
     pub checkpoint_interval: u64,
 }
 
+impl Default for ModelRecipe {
+    fn default() -> Self {
+        Self { n_layer: 12, n_head: 12, n_embd: 768, block_size: 1024, vocab_size: 0 }
+    }
+}
+
 impl Default for DataRecipe {
     fn default() -> Self {
         Self {
             language: None,
+            tokenizer: None,
             tokenizer_documents: 30_000,
             repeat_share: 0.0,
             text: Vec::new(),
@@ -176,8 +196,7 @@ impl Recipe {
         let mut recipe = match path {
             None => Recipe::default(),
             Some(path) => {
-                let bytes = crate::weights::read_small(path, 1 << 20)?;
-                let text = String::from_utf8(bytes).map_err(|e| Error::data(path, format!("not UTF-8: {e}")))?;
+                let text = crate::weights::read_text(path, 1 << 20)?;
                 let recipe: Recipe = toml::from_str(&text).map_err(|e| Error::data(path, toml_fault(&text, &e)))?;
                 recipe.check().map_err(|what| Error::data(path, what))?;
                 recipe
@@ -195,12 +214,9 @@ impl Recipe {
         let fault = |what: String| Error::request(format!("--set {assignment}: {what}"));
         let (key, value) = assignment.split_once('=').ok_or_else(|| fault("write KEY=VALUE".into()))?;
         let (key, value) = (key.trim(), value.trim());
-        let mut table = toml::Table::try_from(self).map_err(|e| fault(e.to_string()))?;
-        let known = |section: &str, key: &str| {
-            let fields = table.get(section).and_then(toml::Value::as_table);
-            // A section that leaves out what is empty is compared with all that it may hold.
-            fields.is_some_and(|fields| fields.contains_key(key)) || (section == "data" && key == "language")
-        };
+        let table_of = |recipe: &Recipe| toml::Table::try_from(recipe).map_err(|e| fault(e.to_string()));
+        let (mut table, full) = (table_of(self)?, table_of(&Recipe::with_every_key())?);
+        let known = |section: &str, key: &str| full.get(section).is_some_and(|fields| fields.get(key).is_some());
         let (section, key) = match key.split_once('.') {
             Some((section, key)) => (section, key),
             None => {
@@ -216,13 +232,21 @@ impl Recipe {
             .ok()
             .and_then(|mut table| table.remove("x"))
             .unwrap_or_else(|| toml::Value::String(value.to_string()));
-        if let Some(fields) = table.get_mut(section).and_then(toml::Value::as_table_mut) {
-            // 1 is a fine learning rate.
-            let float = fields.get(key).is_some_and(toml::Value::is_float);
-            let value = value.as_integer().filter(|_| float).map_or(value, |n| toml::Value::Float(n as f64));
+        // 1 is a fine learning rate.
+        let float = full.get(section).and_then(|fields| fields.get(key)).is_some_and(toml::Value::is_float);
+        let value = value.as_integer().filter(|_| float).map_or(value, |n| toml::Value::Float(n as f64));
+        let fields = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        if let Some(fields) = fields.as_table_mut() {
             fields.insert(key.to_string(), value);
         }
         table.try_into().map_err(|e: toml::de::Error| fault(e.message().to_string()))
+    }
+
+    /// A recipe that leaves nothing out: TOML has no way to write what is not there.
+    fn with_every_key() -> Self {
+        let data =
+            DataRecipe { language: Some(PathBuf::new()), tokenizer: Some(Learned::Bpe), ..DataRecipe::default() };
+        Self { model: Some(ModelRecipe::default()), data, ..Self::default() }
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -294,6 +318,18 @@ impl Recipe {
         t.min_lr + 0.5 * (1.0 + (std::f64::consts::PI * done).cos()) * (t.learning_rate - t.min_lr)
     }
 
+    /// The shape of a model that starts from scratch.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there is none.
+    pub fn shape(&self) -> Result<&ModelRecipe> {
+        self.model.as_ref().ok_or_else(|| {
+            Error::request(
+                "the recipe has no [model] section, which a model from scratch needs (finetune starts from one that exists)",
+            )
+        })
+    }
+
     /// Tokens in a row, for a model of this shape.
     ///
     /// # Errors
@@ -348,9 +384,18 @@ impl ModelRecipe {
         Ok(())
     }
 
-    /// The shape with a vocabulary of this size.
-    pub fn config(&self, vocab_size: usize) -> Config {
-        Config::new(self.n_layer, self.n_head, self.n_embd, vocab_size, self.block_size)
+    /// The shape for a tokenizer of so many entries.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the recipe asks for fewer.
+    pub fn config(&self, tokens: usize) -> Result<Config> {
+        let asked = self.vocab_size;
+        if asked != 0 && asked < tokens {
+            return Err(Error::request(format!(
+                "vocab_size is {asked}, but the tokenizer has {tokens} entries: raise it, or set it to 0"
+            )));
+        }
+        Ok(Config::new(self.n_layer, self.n_head, self.n_embd, asked.max(tokens), self.block_size))
     }
 }
 
@@ -367,6 +412,8 @@ mod tests {
         let recipe = set(&["learning_rate=1", "train.seed = 7", "freeze=['wte', 'h.0.*']", "decay_lr=false"]).unwrap();
         assert_eq!((recipe.train.learning_rate, recipe.train.seed, recipe.train.decay_lr), (1.0, 7, false));
         assert_eq!(recipe.train.freeze, ["wte", "h.0.*"]);
+        assert_eq!(set(&["n_layer=3"]).unwrap().model.unwrap().n_layer, 3);
+        assert_eq!(set(&["tokenizer=characters"]).unwrap().data.tokenizer, Some(Learned::Characters));
         assert_eq!(set(&["text=['a.txt']"]).unwrap().data.text, [PathBuf::from("a.txt")]);
         for (bad, why) in [
             ("lerning_rate=1", "no key `lerning_rate`"),

@@ -1,8 +1,9 @@
-//! Text to tokens and back: GPT-2's byte-level BPE.
+//! Text to tokens and back: GPT-2's byte-level BPE, or single characters as in nanoGPT's `shakespeare_char`.
 
 use std::path::Path;
 
 use rayon::prelude::*;
+use tokenizers::decoders::fuse::Fuse;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -44,11 +45,21 @@ pub struct Encoding {
     pub allow_special: bool,
 }
 
-/// A byte-level BPE tokenizer.
+/// A byte-level BPE tokenizer, or one whose tokens are characters.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: Option<u32>,
+    unit: Unit,
+}
+
+/// What the smallest tokens are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    /// Any text has tokens.
+    Byte,
+    /// Text has tokens if all its characters are in the vocabulary.
+    Character,
 }
 
 impl Tokenizer {
@@ -77,7 +88,7 @@ impl Tokenizer {
     /// Reads the content of a `tokenizer.json`; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Data`] unless it is a byte-level BPE.
+    /// [`Error::Data`] unless it is a byte-level BPE or a vocabulary of characters.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::data(path, format!("not a tokenizer: {}", crate::error::shorten(&e.to_string()))))?;
@@ -135,6 +146,31 @@ impl Tokenizer {
         Self::check(inner, Path::new("tokenizer.json"))
     }
 
+    /// One token per character, numbered in the order given.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no characters or one that is there twice.
+    pub fn from_characters(characters: &[char]) -> Result<Self> {
+        let vocab: Vocab = characters.iter().zip(0..).map(|(c, id)| (c.to_string(), id)).collect();
+        if vocab.len() != characters.len() || vocab.is_empty() {
+            return Err(Error::request(format!("{} characters, {} different ones", characters.len(), vocab.len())));
+        }
+        // Hugging Face reads this too: a BPE without merges cuts text into characters.
+        let bpe = BPE::builder().vocab_and_merges(vocab, Vec::new()).build();
+        let mut inner = tokenizers::Tokenizer::new(bpe.map_err(|e| Error::Bug(format!("tokenizer: {e}")))?);
+        inner.with_decoder(Some(Fuse::default()));
+        Self::check(inner, Path::new("tokenizer.json"))
+    }
+
+    /// One token per character of a text, in the order of their code points, as nanoGPT prepares `shakespeare_char`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an empty text.
+    pub fn of_characters<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let characters: std::collections::BTreeSet<char> = texts.into_iter().flat_map(str::chars).collect();
+        Self::from_characters(&characters.into_iter().collect::<Vec<_>>())
+    }
+
     fn check(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self> {
         if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
             return Err(Error::data(path, "not a BPE tokenizer; GPT-2 needs a byte-level BPE"));
@@ -147,9 +183,12 @@ impl Tokenizer {
             Some(PreTokenizerWrapper::Sequence(steps)) => steps.as_ref().to_vec(),
             step => step.cloned().into_iter().collect(),
         };
-        if !matches!(steps.last(), Some(PreTokenizerWrapper::ByteLevel(_))) || !steps.iter().all(harmless) {
-            return Err(Error::data(path, "its pre-tokenizer is not ByteLevel; GPT-2 needs a byte-level BPE"));
-        }
+        let single = |token: &String| token.chars().count() == 1 || token == END_OF_TEXT;
+        let unit = match steps.last() {
+            None if inner.get_vocab(true).keys().all(single) => Unit::Character,
+            Some(PreTokenizerWrapper::ByteLevel(_)) if steps.iter().all(harmless) => Unit::Byte,
+            _ => return Err(Error::data(path, "its pre-tokenizer is not ByteLevel; GPT-2 needs a byte-level BPE")),
+        };
         if inner.get_normalizer().is_some() {
             return Err(Error::data(path, "it has a normalizer, which would change the text; GPT-2 has none"));
         }
@@ -159,7 +198,12 @@ impl Tokenizer {
         // A prompt's own `<|endoftext|>` is text; `encode` inserts the token where it was allowed.
         inner.set_encode_special_tokens(true);
         let end_of_text = inner.token_to_id(END_OF_TEXT);
-        Ok(Self { inner, end_of_text })
+        Ok(Self { inner, end_of_text, unit })
+    }
+
+    /// Whether its tokens are characters.
+    pub fn is_of_characters(&self) -> bool {
+        self.unit == Unit::Character
     }
 
     /// The content of a `tokenizer.json`.
@@ -226,6 +270,16 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
+        if self.unit == Unit::Character {
+            let id = |c: char| {
+                let id = self.inner.token_to_id(c.encode_utf8(&mut [0; 4]));
+                id.ok_or_else(|| {
+                    let known = self.vocab_size();
+                    Error::request(format!("{c:?} is not among the {known} characters that this model knows"))
+                })
+            };
+            return text.chars().map(id).collect();
+        }
         let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Bug(format!("tokenizer: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -254,7 +308,7 @@ impl Tokenizer {
     /// The bytes of one token; none for an id outside the vocabulary.
     pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
         let token = self.inner.id_to_token(id)?;
-        if Some(id) == self.end_of_text {
+        if Some(id) == self.end_of_text || self.unit == Unit::Character {
             return Some(token.into_bytes());
         }
         let mut bytes = Vec::with_capacity(token.len());

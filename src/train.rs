@@ -1,10 +1,10 @@
 //! Training a GPT-2, from scratch or from one that exists: step, checkpoint, exact resume.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor, TensorId, Var};
 use candle_nn::Optimizer;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -12,14 +12,17 @@ use crate::corpus::{Corpus, Row, Rows, Split};
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, Pass};
+use crate::hooks::Hooks;
 use crate::initial;
 use crate::language::Language;
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::random::{self, Rng};
 use crate::recipe::Recipe;
+use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
+use crate::weights;
 
 /// Gradients of a step that may be held at once; beyond, micro-batches are computed one after the other.
 const HELD_GRADIENTS: usize = 256 << 20;
@@ -32,15 +35,42 @@ pub struct Trainer {
     tokenizer: Tokenizer,
     rows: Box<dyn Rows>,
     model: Gpt2,
-    /// Names and values of what learns.
-    names: Vec<String>,
-    vars: Vec<Var>,
+    /// What learns.
+    parameters: Vec<Parameter>,
     optimizer: AdamW,
     block_size: usize,
     progress: Progress,
     /// One pool of one thread per core: a micro-batch is computed by one thread, so that the rounding, and with it
     /// the result, does not depend on how many threads there are.
     pools: Vec<rayon::ThreadPool>,
+}
+
+/// Something that learns.
+struct Parameter {
+    name: String,
+    var: Var,
+    /// The model's view of a matrix, whose gradient the backward pass adds up itself; vectors are left to candle.
+    matrix: Option<TensorId>,
+}
+
+/// What the forward pass of a micro-batch consults: what to drop, and where gradients of matrices go.
+struct Learning<'a> {
+    dropout: Dropout,
+    sums: &'a HashMap<TensorId, Tensor>,
+}
+
+impl Hooks for Learning<'_> {
+    fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
+        self.dropout.at(site, value)
+    }
+
+    fn wants(&self, site: Site) -> bool {
+        self.dropout.wants(site)
+    }
+
+    fn gradient_sum(&self, parameter: &Tensor) -> Option<&Tensor> {
+        self.sums.get(&parameter.id())
+    }
 }
 
 /// Hashes of what a run began with.
@@ -82,9 +112,9 @@ impl Trainer {
     /// [`Error::Request`] for a recipe without a shape.
     pub fn from_language(recipe: Recipe, language: Language) -> Result<Self> {
         let (seed, documents) = (recipe.train.seed, recipe.data.tokenizer_documents);
-        let shape = recipe.model.clone().ok_or_else(no_shape)?;
+        let vocab_size = recipe.shape()?.vocab_size;
         let texts = (0..documents).map(|i| cut_numbers(&language.document(&mut random::stream(seed, "tokenizer", i))));
-        let tokenizer = Tokenizer::train(texts, shape.vocab_size)?;
+        let tokenizer = Tokenizer::train(texts, vocab_size)?;
         let corpus = Corpus::new(language, tokenizer.clone(), recipe.data.repeat_share, seed)?;
         Self::from_scratch(recipe, tokenizer, Box::new(corpus))
     }
@@ -95,7 +125,7 @@ impl Trainer {
     /// [`Error::Request`] for a recipe without a shape, or knobs that do not fit it.
     pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>) -> Result<Self> {
         let seed = recipe.train.seed;
-        let config = recipe.model.as_ref().ok_or_else(no_shape)?.config(tokenizer.vocab_size());
+        let config = recipe.shape()?.config(tokenizer.vocab_size())?;
         let shapes: std::collections::BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         let draw = |name: &str| -> Result<Tensor> {
             let shape = shapes.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
@@ -138,16 +168,18 @@ impl Trainer {
     ) -> Result<Self> {
         let block_size = recipe.block_size(&config)?;
         let frozen = crate::freeze::matching(&recipe.train.freeze, &config)?;
-        let (mut names, mut vars) = (Vec::new(), Vec::new());
+        let mut parameters = Vec::new();
         let model = Gpt2::new(config, |name| {
             let start = get(name)?;
             if frozen.contains(name) {
                 return Ok(start);
             }
             let var = Var::from_tensor(&start)?;
-            names.push(name.to_string());
-            vars.push(var.clone());
-            Ok(var.as_tensor().clone())
+            // A detached tensor shares the values, but candle keeps no gradient for it.
+            let matrix = var.rank() == 2;
+            let seen = if matrix { var.as_detached_tensor() } else { var.as_tensor().clone() };
+            parameters.push(Parameter { name: name.to_string(), var, matrix: matrix.then(|| seen.id()) });
+            Ok(seen)
         })?;
         let t = &recipe.train;
         let optimizer = AdamWConfig {
@@ -162,15 +194,14 @@ impl Trainer {
             .collect::<std::result::Result<_, _>>()
             .map_err(|e| Error::TryAgain(format!("cannot start threads: {e}")))?;
         Ok(Self {
-            optimizer: AdamW::new(vars.clone(), optimizer)?,
+            optimizer: AdamW::new(parameters.iter().map(|p| p.var.clone()).collect(), optimizer)?,
             origin: Origin { weights, rows: rows.digest() },
             progress: Progress { best: None, since_best: 0 },
             recipe,
             tokenizer,
             rows,
             model,
-            names,
-            vars,
+            parameters,
             block_size,
             pools,
         })
@@ -208,7 +239,7 @@ impl Trainer {
 
     /// Parameters that learn.
     pub fn trainable(&self) -> usize {
-        self.vars.iter().map(|var| var.elem_count()).sum()
+        self.parameters.iter().map(|p| p.var.elem_count()).sum()
     }
 
     /// Tokens that one step learns from.
@@ -221,8 +252,7 @@ impl Trainer {
     pub fn memory(&self, micro_batch_size: usize, block_size: usize) -> u64 {
         let (all, learning) = (self.model.config().parameters(), self.trainable() as u64);
         let micro_batches = (self.tokens_per_step() / (micro_batch_size * block_size)).max(1) as u64;
-        let side_by_side = micro_batches * learning * 4 <= HELD_GRADIENTS as u64;
-        let (held, at_once) = match side_by_side {
+        let (held, at_once) = match self.side_by_side(micro_batches as usize) {
             true => (micro_batches, micro_batches.min(self.pools.len() as u64)),
             false => (2, 1),
         };
@@ -242,7 +272,7 @@ impl Trainer {
     pub fn step(&mut self) -> Result<Step> {
         let step = self.steps();
         let lr = self.recipe.learning_rate(step);
-        let (loss, mut grads) = self.gradients(step)?;
+        let (loss, grads) = self.gradients(step)?;
         let grad_norm = norm(&grads)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::data(
@@ -254,14 +284,9 @@ impl Trainer {
             ));
         }
         let limit = self.recipe.train.grad_clip;
-        if limit > 0.0 && grad_norm > limit {
-            let scale = limit / (grad_norm + 1e-6);
-            for grad in &mut grads {
-                *grad = (&*grad * scale)?;
-            }
-        }
+        let scale = if limit > 0.0 && grad_norm > limit { limit / (grad_norm + 1e-6) } else { 1.0 };
         self.optimizer.set_learning_rate(lr);
-        self.optimizer.step_with(&grads)?;
+        self.optimizer.step_with(&grads, scale)?;
         Ok(Step { step: step + 1, loss, lr, grad_norm })
     }
 
@@ -275,38 +300,51 @@ impl Trainer {
         let rows = (self.tokens_per_step() / length) as u64;
         let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
         let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
-        let part = |i: u64| -> Result<(f64, Vec<Tensor>)> {
-            let mut dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
-            let loss = (self.losses(&batch[i as usize], &mut dropout)?.sum_all()? * per_token)?;
+        let part = |i: u64, sums: &HashMap<TensorId, Tensor>| -> Result<(f64, Vec<Tensor>)> {
+            let dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
+            let loss = self.losses(&batch[i as usize], &mut Learning { dropout, sums })?;
+            let loss = (loss.sum_all()? * per_token)?;
             let mut grads = loss.backward()?;
-            let grads = self
-                .names
-                .iter()
-                .zip(&self.vars)
-                .map(|(name, var)| grads.remove(var).ok_or_else(|| Error::Bug(format!("{name} received no gradient"))))
-                .collect::<Result<Vec<_>>>()?;
+            let gradient = |p: &Parameter| match p.matrix {
+                Some(id) => Ok(sums[&id].clone()),
+                None => grads.remove(&p.var).ok_or_else(|| Error::Bug(format!("{} received no gradient", p.name))),
+            };
+            let grads = self.parameters.iter().map(gradient).collect::<Result<Vec<_>>>()?;
             Ok((f64::from(loss.to_scalar::<f32>()?), grads))
         };
         let add = |sum: Option<(f64, Vec<Tensor>)>, (loss, grads): (f64, Vec<Tensor>)| -> Result<_> {
             let Some((mut total, mut sums)) = sum else { return Ok(Some((loss, grads))) };
             total += loss;
-            for (sum, grad) in sums.iter_mut().zip(grads) {
-                *sum = (&*sum + grad)?;
+            // A matrix that both parts added up in one place is the same tensor.
+            for (sum, grad) in sums.iter_mut().zip(grads).filter(|(sum, grad)| sum.id() != grad.id()) {
+                *sum = ops::add(sum, &grad)?;
             }
             Ok(Some((total, sums)))
         };
         let n = batch.len() as u64;
         let mut sum = None;
-        if batch.len() * self.trainable() * 4 <= HELD_GRADIENTS {
-            for part in self.parallel(n, part)? {
+        if self.side_by_side(batch.len()) {
+            for part in self.parallel(n, |i| part(i, &self.zeros()?))? {
                 sum = add(sum, part)?;
             }
         } else {
+            let sums = self.zeros()?;
             for i in 0..n {
-                sum = add(sum, part(i)?)?;
+                sum = add(sum, part(i, &sums)?)?;
             }
         }
         sum.ok_or_else(|| Error::Bug("a step without a batch".into()))
+    }
+
+    /// Whether so many micro-batches are computed side by side, one thread for each, rather than one after the other.
+    fn side_by_side(&self, micro_batches: usize) -> bool {
+        micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
+    }
+
+    /// Where the gradients of matrices are added up.
+    fn zeros(&self) -> Result<HashMap<TensorId, Tensor>> {
+        let matrices = self.parameters.iter().filter_map(|p| Some((p.matrix?, &p.var)));
+        matrices.map(|(id, var)| Ok((id, var.zeros_like()?))).collect()
     }
 
     /// Mean loss on the validation rows, which no training row repeats.
@@ -316,7 +354,7 @@ impl Trainer {
     pub fn validation_loss(&self) -> Result<f64> {
         let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
         let sum = |i: u64| Ok(f64::from(self.losses(&batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
-        let sums = match self.trainable() * 4 <= HELD_GRADIENTS {
+        let sums = match self.side_by_side(1) {
             true => self.parallel(batch.len() as u64, sum)?,
             false => (0..batch.len() as u64).map(sum).collect::<Result<_>>()?,
         };
@@ -358,7 +396,7 @@ impl Trainer {
     }
 
     /// Per-token losses of a micro-batch; 0 where a token does not count.
-    fn losses<H: crate::hooks::Hooks>(&self, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
+    fn losses<H: Hooks>(&self, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
         let output = self.model.run(Pass::new(&batch.inputs).starts(&batch.starts), hooks)?;
         let logits = output.logits.ok_or_else(|| Error::Bug("a full pass ended without logits".into()))?;
         Ok(ops::cross_entropy(&logits.flatten_to(1)?, batch.targets.clone())?)
@@ -388,7 +426,7 @@ impl Trainer {
     /// [`Error::CannotWrite`] or [`Error::Io`]; an older state is then still whole.
     pub fn save_state(&self, dir: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        for ((name, var), (mean, square)) in self.names.iter().zip(&self.vars).zip(self.optimizer.state()) {
+        for (Parameter { name, var, .. }, (mean, square)) in self.parameters.iter().zip(self.optimizer.state()) {
             tensors.push((format!("parameter.{name}"), var.as_tensor().clone()));
             tensors.push((format!("mean.{name}"), mean.clone()));
             tensors.push((format!("square.{name}"), square.clone()));
@@ -402,7 +440,7 @@ impl Trainer {
         };
         let run = serde_json::to_string(&run).map_err(|e| Error::Bug(e.to_string()))?;
         let metadata = [("run".to_string(), run)];
-        save_tensors(&dir.join(STATE), &tensors, Some(metadata.into()))
+        weights::write_tensors(&dir.join(STATE), &tensors, metadata.into())
     }
 
     /// Continues from a state that [`Trainer::save_state`] wrote; the run then ends as if it had never stopped.
@@ -439,7 +477,7 @@ impl Trainer {
             tensor.map_err(|e| wrong(format!("{name}: {e}")))
         };
         let mut state = Vec::new();
-        for (name, var) in self.names.iter().zip(&self.vars) {
+        for Parameter { name, var, .. } in &self.parameters {
             let parameter = get(format!("parameter.{name}"))?;
             var.set(&parameter).map_err(|e| wrong(format!("{name}: {e}")))?;
             state.push((get(format!("mean.{name}"))?, get(format!("square.{name}"))?));
@@ -447,18 +485,12 @@ impl Trainer {
         self.optimizer.restore(steps, state).map_err(|e| wrong(e.to_string()))
     }
 
-    /// Writes the model as Hugging Face stores it: `model.safetensors`, `config.json` and `tokenizer.json`.
+    /// Writes the model as Hugging Face stores it, see [`weights::write_model`].
     ///
     /// # Errors
     /// [`Error::CannotWrite`] or [`Error::Io`].
     pub fn save_model(&self, dir: &Path) -> Result<()> {
-        let tensors: Vec<_> = self.model.tensors().into_iter().map(|(name, value)| (name, value.clone())).collect();
-        let format = [("format".to_string(), "pt".to_string())];
-        save_tensors(&dir.join("model.safetensors"), &tensors, Some(format.into()))?;
-        let config =
-            serde_json::to_vec_pretty(&self.model.config().to_json()).map_err(|e| Error::Bug(e.to_string()))?;
-        crate::disk::write_bytes(&dir.join("config.json"), &config)?;
-        crate::disk::write_bytes(&dir.join("tokenizer.json"), self.tokenizer.to_json()?.as_bytes())
+        weights::write_model(dir, &self.model, Some(&self.tokenizer))
     }
 }
 
@@ -477,10 +509,6 @@ fn activations(config: &Config, rows: usize, length: usize) -> u64 {
     let per_layer = 18 * config.n_embd + 2 * config.n_head * length;
     let per_token = config.n_layer * per_layer + config.vocab_size;
     (2 * 4 * rows * length * per_token) as u64
-}
-
-fn no_shape() -> Error {
-    Error::request("the recipe has no [model] section; it needs one to start from scratch")
 }
 
 /// Rows that pass through the model at once.
@@ -521,31 +549,7 @@ fn cut_numbers(text: &str) -> String {
 fn norm(grads: &[Tensor]) -> Result<f64> {
     let mut sum = 0.0;
     for grad in grads {
-        sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        sum += ops::sum_of_squares(grad)?;
     }
     Ok(sum.sqrt())
-}
-
-/// Writes f32 tensors as safetensors.
-fn save_tensors(
-    path: &Path,
-    tensors: &[(String, Tensor)],
-    metadata: Option<std::collections::HashMap<String, String>>,
-) -> Result<()> {
-    let bytes = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-            Ok((name, tensor.dims().to_vec(), bytemuck::cast_slice(&values).to_vec()))
-        })
-        .collect::<Result<Vec<(&String, Vec<usize>, Vec<u8>)>>>()?;
-    let views = bytes
-        .iter()
-        .map(|(name, shape, bytes)| {
-            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
-            view.map(|view| (*name, view)).map_err(|e| Error::Bug(e.to_string()))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let file = safetensors::serialize(views, metadata).map_err(|e| Error::Bug(e.to_string()))?;
-    crate::disk::write_bytes(path, &file)
 }

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use common::values;
 use interp::corpus::{Row, Rows, Split};
 use interp::recipe::Recipe;
+use interp::texts::Texts;
 use interp::textset::TextSet;
 use interp::train::{STATE, Trainer};
 use interp::weights::{Checkpoint, read_small, sha256};
@@ -200,6 +201,35 @@ fn a_killed_fine_tuning_continues_to_the_same_weights() {
 }
 
 #[test]
+fn a_full_disk_loses_nothing() {
+    let dir = with_text();
+    let (whole, full) = (dir.path().join("whole"), dir.path().join("full"));
+    tuned(dir.path(), &[]).arg("--out").arg(&whole).run().ok();
+    // The state of a checkpoint has 17 MB and the model 5.7: there is room for the second, and never for the first.
+    let outcome = tuned(dir.path(), &[]).arg("--out").arg(&full).arg("--quiet").limit_files(8 << 20).run();
+    assert_eq!(outcome.code, Some(74), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(STATE) && outcome.stderr.trim().lines().count() == 1, "{}", outcome.stderr);
+    let left: Vec<String> =
+        process::files(&full).iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert!(left.iter().all(|name| [".lock", "metrics.jsonl"].contains(&name.as_str())), "{left:?}");
+    // With room again it goes on; a disk that fills up later leaves the last checkpoint whole.
+    let (mut child, _dir) = tuned(dir.path(), &[]).arg("--out").arg(&full).spawn();
+    while !full.join(STATE).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = sha256(&full.join(STATE)).unwrap();
+    let outcome = tuned(dir.path(), &[]).arg("--out").arg(&full).limit_files(8 << 20).run();
+    assert_eq!(outcome.code, Some(74), "{}", outcome.stderr);
+    assert_eq!(sha256(&full.join(STATE)).unwrap(), before);
+    tuned(dir.path(), &[]).arg("--out").arg(&full).run().ok();
+    for file in ["model.safetensors", STATE] {
+        assert_eq!(sha256(&whole.join(file)).unwrap(), sha256(&full.join(file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
 fn another_run_is_not_continued() {
     let dir = with_text();
     let out = dir.path().join("out");
@@ -232,7 +262,7 @@ fn text_comes_from_every_kind_of_file() {
         let mut recipe = Recipe::default();
         recipe.data.text = names.iter().map(|name| path(name)).collect();
         recipe.data.validation = validation.iter().map(|name| path(name)).collect();
-        TextSet::load(&recipe.data, Path::new(""), &tokenizer, 1, 8).map(|set| set.tokens())
+        TextSet::new(Texts::read(&recipe.data, Path::new(""))?.encode(&tokenizer)?, 1, 8).map(|set| set.tokens())
     };
     let long = text(50);
     let ids = tokenizer.encode_long(&long).unwrap();
@@ -248,7 +278,7 @@ fn text_comes_from_every_kind_of_file() {
     let bytes: Vec<u8> = ids.iter().flat_map(|&id| (id as u16).to_le_bytes()).collect();
     std::fs::create_dir(path("nano")).unwrap();
     std::fs::write(path("nano/train.bin"), &bytes).unwrap();
-    assert_eq!(load(&["nano/train.bin"], &[]).unwrap(), (ids.len() - ids.len() / 10, ids.len() / 10));
+    assert_eq!(load(&["nano/train.bin"], &[]).unwrap(), (ids.len() * 9 / 10, ids.len() - ids.len() * 9 / 10));
     std::fs::write(path("nano/val.bin"), &bytes[..100]).unwrap();
     assert_eq!(load(&["nano"], &[]).unwrap(), (ids.len(), 50));
     assert_eq!(load(&["nano/train.bin"], &[]).unwrap(), (ids.len(), 50));

@@ -52,7 +52,9 @@ fn input(shape: &[usize], seed: u64) -> Tensor {
 #[test]
 fn sums_and_gelu_differentiate() {
     check("add", &[input(&[3, 7], 1), input(&[3, 7], 2)], |x| ops::add(&x[0], &x[1]).unwrap());
-    check("gelu", &[input(&[3, 7], 1)], |x| ops::gelu(&x[0]).unwrap());
+    for form in [ops::Gelu::Tanh, ops::Gelu::Erf] {
+        check("gelu", &[input(&[3, 7], 1)], |x| ops::gelu(&x[0], form).unwrap());
+    }
 }
 
 #[test]
@@ -68,8 +70,8 @@ fn layer_norm_differentiates_fused_and_in_steps() {
 #[test]
 fn linear_maps_differentiate() {
     let inputs = [input(&[2, 3, 4], 1), input(&[4, 5], 2), input(&[5], 3)];
-    check("linear", &inputs, |x| ops::linear(&x[0], &x[1], &x[2]).unwrap());
-    check("linear_t", &[inputs[0].clone(), input(&[6, 4], 4)], |x| ops::linear_t(&x[0], &x[1]).unwrap());
+    check("linear", &inputs, |x| ops::linear(&x[0], &x[1], &x[2], None).unwrap());
+    check("linear_t", &[inputs[0].clone(), input(&[6, 4], 4)], |x| ops::linear_t(&x[0], &x[1], None).unwrap());
 }
 
 #[test]

@@ -151,7 +151,7 @@ fn configs_are_checked_field_by_field() {
         ("n_layer_missing", "n_layer is missing"),
         ("n_layer_string", "n_layer is \"1\""),
         ("vocab_huge", "vocab_size is 1099511627776; it must be an integer in 1..=1000000"),
-        ("activation", "activation_function is \"relu\"; only gelu_new is supported"),
+        ("activation", "activation_function is \"relu\"; gelu_new and gelu are supported"),
         ("epsilon_0", "layer_norm_epsilon is 0"),
         ("epsilon_string", "layer_norm_epsilon is \"nan\""),
         ("inverse_layer", "scale_attn_by_inverse_layer_idx is true; only false is supported"),

@@ -87,7 +87,7 @@ fn adamw_follows_its_formula() {
         let mut optimizer = AdamW::new(vec![var.clone()], config).unwrap();
         let (mut p, mut m, mut v) = (start, [0.0; 4], [0.0; 4]);
         for (t, grad) in grads.iter().enumerate() {
-            optimizer.step_with(&[tensor(grad)]).unwrap();
+            optimizer.step_with(&[tensor(grad)], 1.0).unwrap();
             for i in 0..4 {
                 m[i] = 0.8 * m[i] + 0.2 * grad[i];
                 v[i] = 0.9 * v[i] + 0.1 * grad[i] * grad[i];
@@ -209,6 +209,7 @@ fn a_killed_run_continues_to_the_same_weights() {
         "run.json",
         "state.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     ];
     assert_eq!(names.iter().filter(|n| !n.ends_with(".tmp")).collect::<Vec<_>>(), wanted);
     // What was written is a model like any other.

@@ -76,7 +76,7 @@ fn step(model: &Gpt2, trainer: &mut Option<(usize, Trainer)>, length: usize) -> 
         let set = [format!("block_size={length}"), "batch_size=1".into(), "max_iters=1000000".into()];
         let recipe = Recipe::load_with(None, &set)?;
         let text = ids(length + 1, model.config().vocab_size);
-        let text = TextSet::new(text.clone(), text, 0, length)?;
+        let text = TextSet::new((text.clone(), text), 0, length)?;
         let tokenizer = interp::embedded::tokenizer()?;
         *trainer = Some((length, Trainer::from_model(recipe, model, "", tokenizer, Box::new(text))?));
     }

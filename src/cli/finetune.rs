@@ -1,3 +1,4 @@
+use interp::texts::Texts;
 use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::{Error, Result};
@@ -6,14 +7,7 @@ use super::args::Global;
 use super::bench::Bench;
 use super::{request, training};
 
-#[derive(clap::Args, Debug)]
-pub struct Args {
-    #[command(flatten)]
-    training: training::Args,
-}
-
-pub fn run(args: Args, global: &Global) -> Result<()> {
-    let args = &args.training;
+pub fn run(args: training::Args, global: &Global) -> Result<()> {
     let (recipe, base) = args.recipe(global)?;
     if recipe.data.language.is_some() {
         return Err(request("finetune reads text; train reads a language"));
@@ -24,7 +18,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let mut bench = Bench::open(global)?;
     let block_size = recipe.block_size(bench.config())?;
     let tokenizer = bench.tokenizer()?.clone();
-    let text = TextSet::load(&recipe.data, &base, &tokenizer, recipe.train.seed, block_size)?;
+    if recipe.data.tokenizer.is_some() {
+        return Err(request("finetune keeps the model's tokenizer; leave out data.tokenizer"));
+    }
+    let tokens = Texts::read(&recipe.data, &base)?.encode(&tokenizer)?;
+    let text = TextSet::new(tokens, recipe.train.seed, block_size)?;
     let vocab_size = bench.config().vocab_size;
     if text.largest() as usize >= vocab_size {
         return Err(Error::Request(format!(
@@ -38,5 +36,5 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let name =
         format!("{} {}", bench.source.name, args.file.first().map_or("".into(), |path| path.display().to_string()));
     drop(bench);
-    training::run("finetune", trainer, args, global, &name)
+    training::run("finetune", trainer, &args, global, &name)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use interp::generate::{Options, Written, generate};
 use interp::sampling::Sampling;
 use interp::text::{Bos, END_OF_TEXT, Encoding};
-use interp::{Edit, Error, Result, Tokens, figure, memory};
+use interp::{Edit, Result, Tokens, figure, memory};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -144,13 +144,8 @@ fn starts(args: &Args, bench: &Bench, global: &Global) -> Result<Tokens> {
     let text = match start.strip_prefix("FILE:") {
         None => start.to_string(),
         Some(path) => {
-            let path = Path::new(path);
-            let bytes = interp::weights::read_small(path, interp::text::MAX_PROMPT as u64)?;
-            let fault = |e: std::string::FromUtf8Error| Error::Data {
-                path: path.to_path_buf(),
-                what: format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()),
-            };
-            String::from_utf8(bytes).map_err(fault)?
+            let limit = interp::text::MAX_PROMPT as u64;
+            interp::weights::read_text(Path::new(path), limit)?
         }
     };
     tokenizer.tokens(&[text], global.encoding())

@@ -5,6 +5,7 @@ mod attention;
 mod bench;
 mod capture;
 mod completions;
+mod convert;
 mod doctor;
 mod finetune;
 mod generate;
@@ -53,7 +54,7 @@ enum Command {
     /// What this machine and this build have, with a self-test.
     Doctor,
     /// Train an existing model further, on text.
-    Finetune(finetune::Args),
+    Finetune(training::Args),
     /// Let the model write.
     Generate(generate::Args),
     /// What each layer would predict if the model stopped there.
@@ -73,7 +74,7 @@ enum Command {
     /// How a text is cut into tokens.
     Tokens(tokens::Args),
     /// Train a model from scratch by a recipe.
-    Train(train::Args),
+    Train(training::Args),
 }
 
 /// Runs a command line and returns the exit code of sysexits.h.

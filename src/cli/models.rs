@@ -11,7 +11,7 @@ use super::args::{Format, Global};
 use super::bench::Bench;
 use super::report::{csv, print, rows, say};
 use super::source::{Bar, open_files, promised};
-use super::{note, request};
+use super::{convert, note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -44,6 +44,11 @@ enum Action {
         #[arg(long)]
         all: bool,
     },
+    /// Makes a model of a checkpoint of nanoGPT.
+    Convert(convert::Args),
+    /// The process in which `convert` reads a pickle.
+    #[command(hide = true)]
+    ReadCheckpoint(convert::ReaderArgs),
 }
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
@@ -52,6 +57,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         Action::Info { name } => info(&named(global, name)),
         Action::Verify { name, sha256 } => verify(&named(global, name), sha256),
         Action::Download { name, all } => download(global, name, all),
+        Action::Convert(args) => convert::run(args, global),
+        Action::ReadCheckpoint(args) => convert::read(args),
     }
 }
 

@@ -111,7 +111,7 @@ fn texts(args: &Args) -> Result<Vec<(String, Vec<String>)>> {
         let text = decode(&interp::weights::read_small(path, MAX_TEXT)?, args.lossy, path)?;
         let documents = match path.extension().is_some_and(|e| e == "jsonl") {
             false => vec![text],
-            true => interp::textset::jsonl_texts(&text, path)?,
+            true => interp::texts::jsonl_texts(&text, path)?,
         };
         let documents: Vec<String> = match args.join {
             Join::None => documents,

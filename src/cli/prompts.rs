@@ -55,7 +55,7 @@ pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
     let content = decode(&bytes, text.lossy, &path)?;
     let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
     let prompts: Vec<String> = match path.extension().is_some_and(|e| e == "jsonl") {
-        true => interp::textset::jsonl_texts(content, &path)?,
+        true => interp::texts::jsonl_texts(content, &path)?,
         false => content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect(),
     };
     if prompts.is_empty() {

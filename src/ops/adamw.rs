@@ -2,17 +2,17 @@
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
-use super::real::{Real, slice, vectorised, wrong_dtype};
+use super::real::{Real, part, slice, vectorised, wrong_dtype};
 use super::rows;
 
-/// m ← keep·m + (1 − keep)·g, in place.
-pub fn update_mean(mean: &Tensor, grad: &Tensor, keep: f64) -> Result<()> {
-    mean.inplace_op2(grad, &Average { keep, square: false })
+/// m ← keep·m + (1 − keep)·scale·g, in place.
+pub fn update_mean(mean: &Tensor, grad: &Tensor, keep: f64, scale: f64) -> Result<()> {
+    mean.inplace_op2(grad, &Average { keep, scale, square: false })
 }
 
-/// v ← keep·v + (1 − keep)·g², in place.
-pub fn update_square(square: &Tensor, grad: &Tensor, keep: f64) -> Result<()> {
-    square.inplace_op2(grad, &Average { keep, square: true })
+/// v ← keep·v + (1 − keep)·(scale·g)², in place.
+pub fn update_square(square: &Tensor, grad: &Tensor, keep: f64, scale: f64) -> Result<()> {
+    square.inplace_op2(grad, &Average { keep, scale, square: true })
 }
 
 /// p ← decay·p − step·m / (correction·√v + eps), in place; `step` and `correction` carry the bias corrections.
@@ -35,6 +35,7 @@ pub struct AdamStep {
 
 struct Average {
     keep: f64,
+    scale: f64,
     square: bool,
 }
 
@@ -55,11 +56,12 @@ impl InplaceOp2 for Average {
 
 impl Average {
     fn run<T: Real>(&self, m: &mut [T], g: &[T]) {
-        let (keep, add) = (T::of(self.keep), T::of(1.0 - self.keep));
+        let (keep, add, scale) = (T::of(self.keep), T::of(1.0 - self.keep), T::of(self.scale));
         rows::each_block(m, 1, 3, |start, m| {
             vectorised(|| {
                 let g = &g[start..start + m.len()];
                 for (m, &g) in m.iter_mut().zip(g) {
+                    let g = scale * g;
                     *m = keep * *m + add * if self.square { g * g } else { g };
                 }
             })
@@ -102,13 +104,5 @@ impl AdamStep {
                 }
             })
         });
-    }
-}
-
-/// The elements of a contiguous tensor, to be changed.
-fn part<'a, T>(data: &'a mut [T], layout: &Layout) -> Result<&'a mut [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&mut data[start..end]),
-        None => Err(candle_core::Error::RequiresContiguous { op: "adamw" }.bt()),
     }
 }

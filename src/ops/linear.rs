@@ -1,22 +1,30 @@
 //! Affine maps: GPT-2's `Conv1D` (weight `[in, out]`) and its unembedding (weight `[vocab, in]`).
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Tensor, Var};
 
 use super::gemm::{Threads, View, gemm};
-use super::real::{for_real, slice, vectorised};
-use super::{in_real, rows};
+use super::real::{Real, for_real, part, slice, vectorised, wrong_dtype};
+use super::{in_real, rows, thin};
 
 /// x·W + b over the last axis: `[.., in]`, `[in, out]`, `[out]` → `[.., out]`.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+///
+/// With `into`, the backward pass adds the gradient of W to that tensor instead of handing it to candle.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
     let dtype = super::real_dtype(x);
     let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, bias.to_dtype(dtype)?.contiguous()?);
-    in_real(x, |x| x.contiguous()?.apply_op3(&weight, &bias, Linear))
+    in_real(x, |x| tracked(x, into)?.apply_op3(&weight, &bias, Linear { into: into.cloned() }))
 }
 
-/// x·Wᵀ over the last axis: `[.., in]`, `[out, in]` → `[.., out]`.
-pub fn linear_t(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+/// x·Wᵀ over the last axis: `[.., in]`, `[out, in]` → `[.., out]`; `into` as for [`linear`].
+pub fn linear_t(x: &Tensor, weight: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
     let weight = weight.to_dtype(super::real_dtype(x))?.contiguous()?;
-    in_real(x, |x| x.contiguous()?.apply_op2(&weight, LinearT))
+    in_real(x, |x| tracked(x, into)?.apply_op2(&weight, LinearT { into: into.cloned() }))
+}
+
+/// x, contiguous, and where a gradient is added up, such that candle's backward pass comes here.
+fn tracked(x: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    if into.is_none() || x.track_op() { Ok(x) } else { Ok(Var::from_tensor(&x)?.as_tensor().clone()) }
 }
 
 /// Adds up all rows: `[.., d]` → `[d]`.
@@ -24,9 +32,27 @@ pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1_no_bwd(&SumRows)
 }
 
-struct Linear;
-struct LinearT;
+struct Linear {
+    into: Option<Tensor>,
+}
+struct LinearT {
+    into: Option<Tensor>,
+}
 struct SumRows;
+
+/// a·b or aᵀ·b of two matrices, for the backward passes: candle's product runs on one thread where this binary lets it.
+struct Product {
+    transposed: bool,
+}
+
+/// The gradient of a matrix, aᵀ·b, added to `into` or returned to candle.
+fn weight_gradient(weight: &Tensor, into: Option<&Tensor>, a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
+    match into {
+        Some(sum) => sum.inplace_op3(a, b, &Product { transposed: true }).map(|()| None),
+        None if weight.track_op() => a.apply_op2_no_bwd(b, &Product { transposed: true }).map(Some),
+        None => Ok(None),
+    }
+}
 
 /// The leading dims of `x`, flattened, and its last one.
 fn matrix(layout: &Layout) -> (usize, usize) {
@@ -77,8 +103,12 @@ impl CustomOp3 for Linear {
             for _ in 0..m {
                 out.extend_from_slice(bias);
             }
-            let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (k, n), (n, 1)));
-            gemm(&mut out, n, x, w, T::one(), true, Threads::All);
+            if m <= thin::ROWS {
+                thin::add_product(&mut out, x, w, k, n);
+            } else {
+                let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (k, n), (n, 1)));
+                gemm(&mut out, n, x, w, T::one(), true, Threads::All);
+            }
             Ok((T::to_cpu_storage_owned(out), with_last(l1, n)))
         })
     }
@@ -92,8 +122,8 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let to_x = if x.track_op() { Some(linear_t(&grad, weight)?.reshape(x.dims())?) } else { None };
-        let to_weight = if weight.track_op() { Some(flat(x)?.t()?.matmul(&grad)?) } else { None };
+        let to_x = if x.track_op() { Some(linear_t(&grad, weight, None)?.reshape(x.dims())?) } else { None };
+        let to_weight = weight_gradient(weight, self.into.as_ref(), &flat(x)?, &grad)?;
         let to_bias = if bias.track_op() { Some(sum_rows(&grad)?) } else { None };
         Ok((to_x, to_weight, to_bias))
     }
@@ -112,17 +142,88 @@ impl CustomOp2 for LinearT {
         for_real!(s1, "linear-t", T => {
             let (x, w) = (slice::<T>(s1, l1, "linear-t")?, slice::<T>(s2, l2, "linear-t")?);
             let mut out = vec![T::zero(); m * n];
-            let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (n, k), (k, 1)).transposed());
-            gemm(&mut out, n, x, w, T::one(), false, Threads::All);
+            if m <= thin::ROWS {
+                thin::product_t(&mut out, x, w, k);
+            } else {
+                let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (n, k), (k, 1)).transposed());
+                gemm(&mut out, n, x, w, T::one(), false, Threads::All);
+            }
             Ok((T::to_cpu_storage_owned(out), with_last(l1, n)))
         })
     }
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let to_x = if x.track_op() { Some(grad.matmul(weight)?.reshape(x.dims())?) } else { None };
-        let to_weight = if weight.track_op() { Some(grad.t()?.matmul(&flat(x)?)?) } else { None };
+        let to_x = if x.track_op() {
+            Some(grad.apply_op2_no_bwd(weight, &Product { transposed: false })?.reshape(x.dims())?)
+        } else {
+            None
+        };
+        let to_weight = weight_gradient(weight, self.into.as_ref(), &grad, &flat(x)?)?;
         Ok((to_x, to_weight))
+    }
+}
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (m, n) = self.shape(l1, l2)?;
+        for_real!(s1, "product", T => {
+            let mut out = vec![T::zero(); m * n];
+            self.run::<T>(&mut out, false, (s1, l1), (s2, l2))?;
+            Ok((T::to_cpu_storage_owned(out), Shape::from((m, n))))
+        })
+    }
+}
+
+/// Adds the product to a tensor.
+impl InplaceOp3 for Product {
+    fn name(&self) -> &'static str {
+        "add-product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<()> {
+        if l1.shape().dims2()? != self.shape(l2, l3)? {
+            return Err(mismatch(l1, l2, "add-product"));
+        }
+        match s1 {
+            CpuStorage::F32(sum) => self.run(part(sum, l1)?, true, (s2, l2), (s3, l3)),
+            CpuStorage::F64(sum) => self.run(part(sum, l1)?, true, (s2, l2), (s3, l3)),
+            other => Err(wrong_dtype(other, "add-product")),
+        }
+    }
+}
+
+impl Product {
+    fn shape(&self, l1: &Layout, l2: &Layout) -> Result<(usize, usize)> {
+        let ((rows, cols), (inner, n)) = (l1.shape().dims2()?, l2.shape().dims2()?);
+        let (m, k) = if self.transposed { (cols, rows) } else { (rows, cols) };
+        if k == inner { Ok((m, n)) } else { Err(mismatch(l1, l2, "product")) }
+    }
+
+    fn run<T: Real>(
+        &self,
+        out: &mut [T],
+        add: bool,
+        (s1, l1): (&CpuStorage, &Layout),
+        (s2, l2): (&CpuStorage, &Layout),
+    ) -> Result<()> {
+        let ((rows, cols), (k, n)) = (l1.shape().dims2()?, l2.shape().dims2()?);
+        let a = View::new(slice::<T>(s1, l1, "product")?, (rows, cols), (cols, 1));
+        let a = if self.transposed { a.transposed() } else { a };
+        gemm(out, n, a, View::new(slice::<T>(s2, l2, "product")?, (k, n), (n, 1)), T::one(), add, Threads::All);
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod embedding;
 mod gelu;
 mod gemm;
 mod linear;
@@ -15,17 +16,21 @@ mod norm;
 mod real;
 mod region;
 mod rows;
+mod sum;
+mod thin;
 
 use candle_core::{DType, Result, Tensor};
 
 pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
 pub use add::add;
 pub use attention::{Causal, attend, attention_scores, causal_softmax, masked};
-pub use gelu::gelu;
+pub use embedding::embedding;
+pub use gelu::{Gelu, gelu};
 pub use linear::{linear, linear_t, sum_rows};
 pub use loss::{IGNORE, cross_entropy};
 pub use norm::{affine, layer_norm, norm_scale, normalize};
 pub use region::{read_region, write_region};
+pub use sum::sum_of_squares;
 
 /// The type that an operation on `x` computes in.
 fn real_dtype(x: &Tensor) -> DType {

@@ -20,6 +20,9 @@ pub trait Real:
     /// eˣ for x below some 88; anything smaller than the smallest normal number is 0, NaN stays NaN.
     fn fast_exp(self) -> Self;
 
+    /// Φ(x), the distribution function of the normal distribution.
+    fn normal_cdf(self) -> Self;
+
     /// A constant, rounded to this type.
     fn of(x: f64) -> Self;
 }
@@ -51,6 +54,30 @@ impl Real for f32 {
         }
     }
 
+    /// ½·erfc(−x/√2) with the Chebyshev fit of Numerical Recipes (erfcc): within 2e-7 of the true value, relative to
+    /// it where it is small.
+    #[inline(always)]
+    fn normal_cdf(self) -> f32 {
+        let z = self.abs() * std::f32::consts::FRAC_1_SQRT_2;
+        let t = 1.0 / (1.0 + 0.5 * z);
+        let mut p = 0.170_872_77_f32;
+        for c in [
+            -0.822_152_23,
+            1.488_515_87,
+            -1.135_203_98,
+            0.278_868_07,
+            -0.186_288_06,
+            0.096_784_18,
+            0.374_091_96,
+            1.000_023_68,
+            -1.265_512_23,
+        ] {
+            p = p * t + c;
+        }
+        let tail = 0.5 * t * (p - z * z).fast_exp();
+        if self < 0.0 { tail } else { 1.0 - tail }
+    }
+
     #[inline(always)]
     fn of(x: f64) -> f32 {
         x as f32
@@ -61,6 +88,11 @@ impl Real for f64 {
     #[inline(always)]
     fn fast_exp(self) -> f64 {
         self.exp()
+    }
+
+    #[inline(always)]
+    fn normal_cdf(self) -> f64 {
+        0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2)
     }
 
     #[inline(always)]
@@ -172,6 +204,14 @@ pub fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &candle_core::Layout,
     }
 }
 
+/// The elements of a contiguous tensor, to be changed.
+pub fn part<'a, T>(data: &'a mut [T], layout: &candle_core::Layout) -> Result<&'a mut [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut data[start..end]),
+        None => Err(Error::RequiresContiguous { op: "in-place" }.bt()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +229,17 @@ mod tests {
         assert_eq!((-1e30_f32).fast_exp(), 0.0);
         assert_eq!(0.0_f32.fast_exp(), 1.0);
         assert!(f32::NAN.fast_exp().is_nan());
+    }
+
+    #[test]
+    fn the_normal_distribution_is_right_to_a_few_ulp() {
+        for i in -120_000..=120_000 {
+            let x = i as f32 / 10_000.0;
+            let (found, exact) = (f64::from(x.normal_cdf()), f64::from(x).normal_cdf());
+            assert!((found - exact).abs() <= 2e-7, "{x}: {found} instead of {exact}");
+            assert!(x < -8.0 || (found - exact).abs() <= 4e-6 * exact, "{x}: {found} instead of {exact}");
+        }
+        assert!(f32::NAN.normal_cdf().is_nan());
     }
 
     #[test]

@@ -180,13 +180,13 @@ impl Checkpoint {
 }
 
 /// The name of a tensor without the prefixes that exporters put before it.
-fn canonical(name: &str) -> &str {
+pub(super) fn canonical(name: &str) -> &str {
     let name = name.strip_prefix("_orig_mod.").unwrap_or(name);
     name.strip_prefix("transformer.").or_else(|| name.strip_prefix("model.")).unwrap_or(name)
 }
 
 /// The causal masks that old exports carry.
-fn is_buffer(name: &str) -> bool {
+pub(super) fn is_buffer(name: &str) -> bool {
     name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
 }
 
@@ -207,7 +207,7 @@ fn difference(name: &str, info: &TensorInfo, wanted: &[usize]) -> Option<String>
 }
 
 /// The first few of a list, and how many more there are.
-fn list(all: &[String]) -> String {
+pub(super) fn list(all: &[String]) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<String> = all.iter().take(SHOWN).map(|s| crate::error::shorten_to(s, 200)).collect();
     match all.len().saturating_sub(SHOWN) {
@@ -229,7 +229,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     if !index.exists() {
         let torch = ["pytorch_model.bin", "ckpt.pt", "model.pt"].into_iter().find(|name| dir.join(name).exists());
         let hint = torch.map_or(String::new(), |name| {
-            format!("; {name} is a pickle, which is not read: save the model with save_pretrained (safetensors)")
+            format!("; {name} is a pickle: save the model with save_pretrained (safetensors), or convert nanoGPT's with `interp models convert`")
         });
         return Err(Error::Missing(format!("{}: no model.safetensors{hint}", dir.display())));
     }

@@ -61,7 +61,10 @@ fn local(path: &Path) -> Result<Files> {
     if let Some(kind @ ("pt" | "bin" | "pth" | "ckpt")) = path.extension().and_then(|e| e.to_str()) {
         return Err(Error::data(
             path,
-            format!(".{kind} is a pickle, which is not read; save the model as safetensors"),
+            format!(
+                ".{kind} is a pickle, which is not loaded: convert a checkpoint of nanoGPT with `interp models convert`, save \
+                 others as safetensors"
+            ),
         ));
     }
     let dir = match path.parent() {

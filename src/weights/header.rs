@@ -121,6 +121,15 @@ pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads a text file of at most `limit` bytes whole.
+///
+/// # Errors
+/// As [`read_small`], and [`Error::Data`] where it is not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_small(path, limit)?)
+        .map_err(|e| Error::data(path, format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+}
+
 fn clean(message: &str) -> String {
     crate::error::shorten(message)
 }

@@ -17,6 +17,7 @@ pub fn small_config() -> Config {
         n_inner: 10,
         vocab_size: 11,
         n_positions: 12,
+        activation: interp::ops::Gelu::Tanh,
         layer_norm_epsilon: 1e-5,
         tie_word_embeddings: false,
     }

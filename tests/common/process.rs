@@ -78,6 +78,23 @@ impl Interp {
         self
     }
 
+    /// Limits the size of files, as a full disk would: a longer write fails.
+    pub fn limit_files(mut self, bytes: u64) -> Self {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: signal and setrlimit are async-signal-safe; the limit is a value that the closure owns.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.command.pre_exec(move || {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        self
+    }
+
     /// Kills the process if it asks for a network socket (seccomp, so that no path can be forgotten).
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub fn forbid_sockets(mut self) -> Self {

@@ -1,0 +1,71 @@
+//! Rows of a table, and adding up what is learned about each of them.
+
+use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, Var};
+
+use super::real::{Real, slice, wrong_dtype};
+
+/// Row `ids[i]` of `table`, for every i: `[vocab, d]` → `[n, d]`.
+///
+/// With `into`, the backward pass adds the gradient of the table to that tensor, instead of handing candle a table of
+/// zeros with a few rows in it.
+pub fn embedding(table: &Tensor, ids: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
+    let rows = table.index_select(ids, 0)?;
+    match into {
+        None => Ok(rows),
+        // A variable, so that candle's backward pass comes here.
+        Some(into) => Var::from_tensor(&rows)?.as_tensor().apply_op1(Rows { ids: ids.to_vec1()?, into: into.clone() }),
+    }
+}
+
+struct Rows {
+    ids: Vec<u32>,
+    into: Tensor,
+}
+
+impl CustomOp1 for Rows {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let copy = super::real::for_real!(storage, "embedding", T => {
+            Ok(T::to_cpu_storage_owned(slice::<T>(storage, layout, "embedding")?.to_vec()))
+        })?;
+        Ok((copy, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _rows: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        self.into.inplace_op2(&grad.contiguous()?, &AddRows(&self.ids))?;
+        Ok(None)
+    }
+}
+
+/// Adds row i to row `ids[i]` of a table, in the order of i.
+struct AddRows<'a>(&'a [u32]);
+
+impl InplaceOp2 for AddRows<'_> {
+    fn name(&self) -> &'static str {
+        "add-rows"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let (count, width) = l1.shape().dims2()?;
+        if self.0.iter().any(|&id| id as usize >= count) || l2.shape().dims2()? != (self.0.len(), width) {
+            candle_core::bail!("add-rows: {:?} into {:?}", l2.shape(), l1.shape())
+        }
+        match s1 {
+            CpuStorage::F32(table) => self.run(super::real::part(table, l1)?, slice(s2, l2, self.name())?, width),
+            CpuStorage::F64(table) => self.run(super::real::part(table, l1)?, slice(s2, l2, self.name())?, width),
+            other => return Err(wrong_dtype(other, self.name())),
+        }
+        Ok(())
+    }
+}
+
+impl AddRows<'_> {
+    fn run<T: Real>(&self, table: &mut [T], rows: &[T], width: usize) {
+        for (&id, row) in self.0.iter().zip(rows.chunks_exact(width.max(1))) {
+            table[id as usize * width..][..width].iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+        }
+    }
+}
