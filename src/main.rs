@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             std::env::set_var("CANDLE_NUM_THREADS", "1")
         }
     }
+    interp::memory::keep_freed();
     // The command line reports a panic itself, in one line.
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
         std::panic::set_hook(Box::new(|_| {}));

@@ -31,6 +31,7 @@ fn main() -> Fallible<()> {
         println!("started by benches/side_by_side.py, which needs Python peers: see the README's section on speed");
         return Ok(());
     };
+    interp::memory::keep_freed(); // as the binary does
     let dir = Path::new(dir);
     let path = dir.join("config.json");
     let config = Config::parse(&read_small(&path, 1 << 20)?, &path)?;

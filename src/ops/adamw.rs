@@ -58,7 +58,7 @@ impl Average {
     fn run<T: Real>(&self, m: &mut [T], g: &[T]) {
         let (keep, add, scale) = (T::of(self.keep), T::of(1.0 - self.keep), T::of(self.scale));
         rows::each_block(m, 1, 3, |start, m| {
-            vectorised(|| {
+            vectorised!({
                 let g = &g[start..start + m.len()];
                 for (m, &g) in m.iter_mut().zip(g) {
                     let g = scale * g;
@@ -97,7 +97,7 @@ impl AdamStep {
         let (step, correction) = (T::of(self.step), T::of(self.correction));
         let (eps, decay) = (T::of(self.eps), T::of(self.decay));
         rows::each_block(p, 1, 4, |start, p| {
-            vectorised(|| {
+            vectorised!({
                 let end = start + p.len();
                 for ((p, &m), &v) in p.iter_mut().zip(&m[start..end]).zip(&v[start..end]) {
                     *p = *p * decay - step * m / (v.sqrt() * correction + eps);

@@ -52,7 +52,7 @@ fn erf_slope<T: Real>(x: T) -> T {
 fn map<T: Real>(x: &[T], cost: usize, f: impl Fn(T) -> T + Sync) -> Vec<T> {
     let mut out = vec![T::zero(); x.len()];
     rows::each_block(&mut out, 1, cost, |start, out| {
-        vectorised(|| {
+        vectorised!({
             let x = &x[start..start + out.len()];
             for (y, &x) in out.iter_mut().zip(x) {
                 *y = f(x);
@@ -66,7 +66,7 @@ fn map<T: Real>(x: &[T], cost: usize, f: impl Fn(T) -> T + Sync) -> Vec<T> {
 fn map2<T: Real>(x: &[T], grad: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
     let mut out = vec![T::zero(); x.len()];
     rows::each_block(&mut out, 1, 12, |start, out| {
-        vectorised(|| {
+        vectorised!({
             let end = start + out.len();
             for ((y, &x), &g) in out.iter_mut().zip(&x[start..end]).zip(&grad[start..end]) {
                 *y = g * f(x);

@@ -58,5 +58,5 @@ pub fn all_finite(x: &Tensor) -> Result<bool> {
 
 /// x·0 is 0 for every finite x and NaN for the rest; sums vectorise where a search would not.
 pub(crate) fn finite<T: real::Real>(values: &[T]) -> bool {
-    values.chunks(4096).all(|chunk| real::vectorised(|| real::sum_of(chunk, |x| x * T::zero())) == T::zero())
+    values.chunks(4096).all(|chunk| real::vectorised!(real::sum_of(chunk, |x| x * T::zero())) == T::zero())
 }

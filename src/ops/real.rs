@@ -101,10 +101,30 @@ impl Real for f64 {
     }
 }
 
-/// Runs `f` compiled for the widest vector instructions of this machine.
-#[inline(always)]
-pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// Evaluates an expression compiled for the widest vector instructions of this machine.
+///
+/// A macro, because only what is inlined is compiled for them. A closure of some size, handed to a function, is not;
+/// neither is one that is called through `FnOnce`, which puts a call of its own between.
+macro_rules! vectorised {
+    ($body:expr) => {
+        pulp::Arch::new().dispatch($crate::ops::real::Inlined(
+            #[inline(always)]
+            || $body,
+        ))
+    };
+}
+pub(super) use vectorised;
+
+/// See [`vectorised`].
+pub struct Inlined<F>(pub F);
+
+impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
 }
 
 /// Σ f(xᵢ) in a fixed order.

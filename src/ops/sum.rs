@@ -20,7 +20,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
 }
 
 fn squares<T: Real>(x: &[T]) -> f64 {
-    let piece = |x: &[T]| num_traits::ToPrimitive::to_f64(&vectorised(|| sum_of(x, |x| x * x)));
+    let piece = |x: &[T]| num_traits::ToPrimitive::to_f64(&vectorised!(sum_of(x, |x| x * x)));
     let pieces: Vec<f64> = x.par_chunks(PIECE).map(|x| piece(x).unwrap_or(f64::NAN)).collect();
     pieces.into_iter().sum()
 }
