@@ -43,6 +43,22 @@ def hf(directory):
     return {"forward": lambda ids: model(ids, use_cache=False).logits, "generate": generate, "step": step}
 
 
+def sweeps(model):
+    """TransformerLens's own patching functions; the corrupted prompt differs at one third of its length."""
+    from transformer_lens import patching
+
+    def sweep(name):
+        def run(ids):
+            corrupt = ids.clone()
+            corrupt[0, ids.shape[1] // 3] += 1
+            _, cache = model.run_with_cache(ids)
+            metric = lambda logits: logits[0, -1, 3] - logits[0, -1, 8]
+            return getattr(patching, f"get_act_patch_{name}")(model, corrupt, cache, metric)
+        return run
+
+    return {name: sweep(name) for name in ("resid_pre", "attn_head_out_all_pos", "attn_head_out_by_pos")}
+
+
 def hooked(directory):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
@@ -59,7 +75,7 @@ def hooked(directory):
     state = convert_gpt2_weights(source, model.cfg)
     state["unembed.b_U"] = torch.zeros(c.vocab_size)
     model.load_state_dict(state, strict=False)
-    return {"forward": model, "capture": lambda ids: model.run_with_cache(ids)}
+    return {"forward": model, "capture": lambda ids: model.run_with_cache(ids)} | sweeps(model)
 
 
 def bridge(directory):
@@ -68,7 +84,7 @@ def bridge(directory):
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     source = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     model = TransformerBridge.boot_transformers(directory, hf_model=source, tokenizer=tokenizer, device="cpu")
-    return {"forward": model, "capture": lambda ids: model.run_with_cache(ids)}
+    return {"forward": model, "capture": lambda ids: model.run_with_cache(ids)} | sweeps(model)
 
 
 def main():

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::hooks::Hooks;
-use crate::kv::KvCache;
+use crate::kv::{Branch, KvCache, Past};
 use crate::ops::{self, Causal, Gelu};
 use crate::site::Site;
 use crate::tokens::Tokens;
@@ -81,7 +81,7 @@ pub struct Pass<'a> {
     from: Option<(usize, Tensor)>,
     until: Option<usize>,
     logits: LogitsAt,
-    cache: Option<&'a mut KvCache>,
+    past: Option<Past<'a>>,
     starts: Option<&'a [usize]>,
 }
 
@@ -97,7 +97,7 @@ pub struct Output {
 impl<'a> Pass<'a> {
     /// All layers, logits everywhere.
     pub fn new(tokens: &'a Tokens) -> Self {
-        Self { tokens, from: None, until: None, logits: LogitsAt::All, cache: None, starts: None }
+        Self { tokens, from: None, until: None, logits: LogitsAt::All, past: None, starts: None }
     }
 
     /// Starts at `layer` with `resid_pre` of that layer instead of at the embedding.
@@ -126,7 +126,13 @@ impl<'a> Pass<'a> {
 
     /// Reads what came before from `cache`, and adds to it.
     pub fn cache(mut self, cache: &'a mut KvCache) -> Self {
-        self.cache = Some(cache);
+        self.past = Some(Past::Cache(cache));
+        self
+    }
+
+    /// Continues every row where `branch` says; the run resumes at the branch's first layer.
+    pub fn branch(mut self, branch: &'a Branch) -> Self {
+        self.past = Some(Past::Branch(branch));
         self
     }
 }
@@ -205,36 +211,49 @@ impl Gpt2 {
     /// # Errors
     /// Tokens or layers that do not fit the model, and whatever `hooks` return.
     pub fn run<H: Hooks>(&self, pass: Pass<'_>, hooks: &mut H) -> Result<Output> {
-        let Pass { tokens, from, until, logits, mut cache, starts } = pass;
+        let Pass { tokens, from, until, logits, mut past, starts } = pass;
         let layers = self.config.n_layer;
         let until = until.unwrap_or(layers);
         let start = from.as_ref().map_or(0, |(layer, _)| *layer);
         if start > until || until > layers {
             return Err(Error::request(format!("cannot run layers {start}..{until} of a model with {layers} layers")));
         }
-        if start > 0 && cache.is_some() {
-            return Err(Error::request(
-                "a resumed run cannot fill a key-value cache: layers before it would be missing",
-            ));
+        match &past {
+            Some(Past::Cache(_)) if start > 0 => {
+                return Err(Error::request(
+                    "a resumed run cannot fill a key-value cache: layers before it would be missing",
+                ));
+            }
+            Some(Past::Branch(branch))
+                if from.is_none() || start != branch.first() || branch.rows() != tokens.len() =>
+            {
+                let (first, rows) = (branch.first(), branch.rows());
+                return Err(Error::request(format!("this branch resumes {rows} rows at layer {first}")));
+            }
+            _ => {}
         }
-        if starts.is_some_and(|starts| cache.is_some() || starts.len() != tokens.len()) {
+        if starts.is_some_and(|starts| past.is_some() || starts.len() != tokens.len()) {
             return Err(Error::request("every prompt needs its start, and a run with a cache has none to give"));
         }
-        let past = cache.as_ref().map_or(0, |cache| cache.len());
-        tokens.check(&self.config, past + starts.and_then(|starts| starts.iter().max()).unwrap_or(&0))?;
-        let mask = match &mut cache {
-            Some(cache) => cache.begin(tokens)?,
+        let read = match &past {
+            Some(Past::Cache(cache)) => cache.len(),
+            _ => 0,
+        };
+        tokens.check(&self.config, read + starts.and_then(|starts| starts.iter().max()).unwrap_or(&0))?;
+        let mask = match &mut past {
+            Some(Past::Cache(cache)) => cache.begin(tokens)?,
+            Some(Past::Branch(branch)) => branch.mask(),
             None => Causal::new(0),
         };
 
         let mut x = match from {
             Some((_, resid_pre)) => self.checked_resid(resid_pre, tokens)?,
-            None => self.embed(tokens, starts, cache.as_deref(), hooks)?,
+            None => self.embed(tokens, starts, past.as_ref(), hooks)?,
         };
         for (layer, block) in self.h.iter().enumerate().take(until).skip(start) {
-            x = block.forward(x, layer, &mask, cache.as_deref_mut(), hooks)?; // [B, P, dim]
+            x = block.forward(x, layer, &mask, past.as_mut(), hooks)?; // [B, P, dim]
         }
-        if let Some(cache) = cache {
+        if let Some(Past::Cache(cache)) = past {
             cache.finish(tokens);
         }
         let logits = if until < layers { None } else { self.unembed_at(&x, tokens, logits, hooks)? };
@@ -263,13 +282,14 @@ impl Gpt2 {
         &self,
         tokens: &Tokens,
         starts: Option<&[usize]>,
-        cache: Option<&KvCache>,
+        past: Option<&Past<'_>>,
         hooks: &mut H,
     ) -> Result<Tensor> {
         let (b, p) = (tokens.len(), tokens.longest());
         let positions: Vec<u32> = (0..b)
             .flat_map(|prompt| {
-                let start = starts.map_or(0, |starts| starts[prompt]) + cache.map_or(0, |cache| cache.position(prompt));
+                let read = if let Some(Past::Cache(cache)) = past { cache.position(prompt) } else { 0 };
+                let start = starts.map_or(0, |starts| starts[prompt]) + read;
                 (start..start + p).map(|pos| pos as u32)
             })
             .collect();
@@ -350,12 +370,12 @@ impl Block {
         x: Tensor,
         layer: usize,
         mask: &Causal,
-        cache: Option<&mut KvCache>,
+        past: Option<&mut Past<'_>>,
         hooks: &mut H,
     ) -> Result<Tensor> {
         let x = hooks.at(Site::ResidPre(layer), x)?; // [B, P, dim]
         let normal = self.ln_1.forward(&x, Site::Ln1Scale(layer), Site::Ln1Normalized(layer), hooks)?;
-        let attn = self.attn.forward(&normal, layer, mask, cache, hooks)?;
+        let attn = self.attn.forward(&normal, layer, mask, past, hooks)?;
         let x = hooks.at(Site::ResidMid(layer), ops::add(&x, &attn)?)?; // [B, P, dim]
         let normal = self.ln_2.forward(&x, Site::Ln2Scale(layer), Site::Ln2Normalized(layer), hooks)?;
         let mlp = self.mlp.forward(&normal, layer, hooks)?;
@@ -369,7 +389,7 @@ impl Attention {
         x: &Tensor,
         layer: usize,
         mask: &Causal,
-        cache: Option<&mut KvCache>,
+        past: Option<&mut Past<'_>>,
         hooks: &mut H,
     ) -> Result<Tensor> {
         let (b, p, _) = x.dims3()?;
@@ -377,8 +397,8 @@ impl Attention {
         let q = hooks.at(Site::Q(layer), qkv.i((.., .., 0))?)?; // [B, P, H, D]
         let k = hooks.at(Site::K(layer), qkv.i((.., .., 1))?)?; // [B, P, H, D]
         let v = hooks.at(Site::V(layer), qkv.i((.., .., 2))?)?; // [B, P, H, D]
-        let (k, v) = match cache {
-            Some(cache) => cache.append(layer, &k, &v)?, // [B, K, H, D]
+        let (k, v) = match past {
+            Some(past) => past.join(layer, &k, &v)?, // [B, K, H, D]
             None => (k, v),
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();

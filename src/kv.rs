@@ -139,3 +139,78 @@ impl KvCache {
         self.len += tokens.longest();
     }
 }
+
+/// Keys and values of one finished run, from which every row of a batch goes its own way: row i has read the first
+/// `starts[i]` of its tokens, and reads the rest again with something changed.
+///
+/// What is before the change stays as it was and is not computed again.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// Keys and values `[1, pos, head, dim]` of the layers from `first` on.
+    layers: Vec<(Tensor, Tensor)>,
+    first: usize,
+    starts: Vec<usize>,
+    len: usize,
+}
+
+impl Branch {
+    /// `layers` are the keys and values of layer `first` and those after it, of one prompt.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a start after the end of the prompt, or no layers.
+    pub fn new(layers: Vec<(Tensor, Tensor)>, first: usize, starts: Vec<usize>) -> Result<Self> {
+        let len = match layers.first() {
+            Some((k, _)) => k.dim(1)?,
+            None => return Err(Error::request("a branch needs the keys and values of at least one layer")),
+        };
+        match starts.iter().find(|start| **start >= len) {
+            Some(start) => Err(Error::request(format!("a row starts at {start}, the prompt has {len} tokens"))),
+            None => Ok(Self { layers, first, starts, len }),
+        }
+    }
+
+    /// The layer at which a run on it resumes.
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Rows of the batch.
+    pub(crate) fn rows(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Each row sees what it has read, and what it reads now.
+    pub(crate) fn mask(&self) -> Causal {
+        Causal::with_holes(self.len, self.starts.iter().map(|start| *start..self.len).collect())
+    }
+
+    /// What was there before, followed by the new keys and values.
+    pub(crate) fn join(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = layer
+            .checked_sub(self.first)
+            .and_then(|i| self.layers.get(i))
+            .ok_or_else(|| Error::Bug(format!("a branch has no layer {layer}")))?;
+        let (rows, _, heads, dim) = k.dims4()?;
+        let join = |old: &Tensor, new: &Tensor| -> Result<Tensor> {
+            let old = old.broadcast_as((rows, self.len, heads, dim))?.contiguous()?;
+            Ok(Tensor::cat(&[old, new.contiguous()?], 1)?)
+        };
+        Ok((join(keys, k)?, join(values, v)?))
+    }
+}
+
+/// What a pass has read before it begins.
+pub(crate) enum Past<'a> {
+    Cache(&'a mut KvCache),
+    Branch(&'a Branch),
+}
+
+impl Past<'_> {
+    /// All keys and values up to now.
+    pub(crate) fn join(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        match self {
+            Past::Cache(cache) => cache.append(layer, k, v),
+            Past::Branch(branch) => branch.join(layer, k, v),
+        }
+    }
+}

@@ -30,8 +30,9 @@
 //! 1. names: [`site`], [`hooks`], [`error`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
-//!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`], [`embedded`]
-//! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`generate`], [`lens`], [`neurons`],
+//!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
+//!    [`metric`], [`pair`], [`stats`], [`sweep`], [`embedded`]
+//! 4. analyses: [`attention`], [`capture`], [`card`], [`catalogue`], [`generate`], [`lens`], [`neurons`], [`patch`],
 //!    [`perplexity`], [`predict`], [`residual`], [`train`]
 //! 5. presentation: [`figure`]
 //!
@@ -62,9 +63,12 @@ pub mod kv;
 pub mod language;
 pub mod lens;
 pub mod memory;
+pub mod metric;
 pub mod neurons;
 pub mod ops;
 pub mod optim;
+pub mod pair;
+pub mod patch;
 pub mod perplexity;
 pub mod plan;
 pub mod predict;
@@ -74,6 +78,8 @@ pub mod recipe;
 pub mod residual;
 pub mod sampling;
 pub mod site;
+pub mod stats;
+pub mod sweep;
 pub mod text;
 pub mod texts;
 pub mod textset;

@@ -259,6 +259,11 @@ impl Site {
         self.axes() == MAP
     }
 
+    /// Whether each position has a vector per head here.
+    pub fn has_heads(self) -> bool {
+        self.axes().contains(&Head)
+    }
+
     /// Every site of a model with `layers` blocks that `pattern` names, in forward order.
     ///
     /// A pattern is a site in either spelling in which `*` stands for any characters and the layer may be a range

@@ -7,7 +7,7 @@ use tokenizers::decoders::fuse::Fuse;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper};
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, PreTokenizerWrapper};
 
 use crate::error::{Error, Result};
 use crate::tokens::Tokens;
@@ -185,7 +185,11 @@ impl Tokenizer {
         };
         let single = |token: &String| token.chars().count() == 1 || token == END_OF_TEXT;
         let unit = match steps.last() {
-            None if inner.get_vocab(true).keys().all(single) => Unit::Character,
+            None if matches!(inner.get_decoder(), Some(DecoderWrapper::Fuse(_)))
+                && inner.get_vocab(true).keys().all(single) =>
+            {
+                Unit::Character
+            }
             Some(PreTokenizerWrapper::ByteLevel(_)) if steps.iter().all(harmless) => Unit::Byte,
             _ => return Err(Error::data(path, "its pre-tokenizer is not ByteLevel; GPT-2 needs a byte-level BPE")),
         };

@@ -9,7 +9,7 @@ const FLOORS: [&[&str]; 5] = [
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit", "plan", "frame", "ranking", "sampling", "optim", "dropout", "freeze", "initial", "recipe", "language",
-        "corpus", "texts", "textset", "embedded",
+        "corpus", "texts", "textset", "metric", "pair", "stats", "sweep", "embedded",
     ],
     &[
         "attention",
@@ -19,6 +19,7 @@ const FLOORS: [&[&str]; 5] = [
         "generate",
         "lens",
         "neurons",
+        "patch",
         "perplexity",
         "predict",
         "residual",

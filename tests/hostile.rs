@@ -205,7 +205,7 @@ fn paths_that_are_no_model_are_named() {
     let looping = sites(&at("a.safetensors")).run();
     assert!([Some(66), Some(74)].contains(&looping.code), "{looping:?}");
     std::fs::write(at("model.pt"), b"\x80\x02}q\x00.").unwrap();
-    refuse("pickle", sites(&at("model.pt")), 65, ".pt is a pickle, which is not read");
+    refuse("pickle", sites(&at("model.pt")), 65, ".pt is a pickle, which is not loaded");
     std::fs::create_dir(at("torch")).unwrap();
     std::fs::copy(fixture("parity/one/config.json"), at("torch/config.json")).unwrap();
     std::fs::write(at("torch/pytorch_model.bin"), b"\x80\x02}q\x00.").unwrap();

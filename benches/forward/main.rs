@@ -5,6 +5,7 @@
 //! - `forward T`: logits at every position; `capture T [FILE]`: every site, written as safetensors on request
 //! - `generate T`: T tokens after a prompt of 15, greedy, with a cache
 //! - `step T`: one step of training on one row of T tokens, AdamW and clipping included
+//! - the name of a sweep and T: patching between two prompts of T tokens that differ in one, both runs included
 
 mod naive;
 
@@ -16,8 +17,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use interp::generate::{Options, generate};
+use interp::pair::Pair;
+use interp::patch::{Direction, patch};
 use interp::recipe::Recipe;
 use interp::sampling::Sampling;
+use interp::sweep::Sweep;
 use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::weights::{Checkpoint, read_small};
@@ -57,7 +61,8 @@ fn main() -> Fallible<()> {
     serve(|task, length, out| match task {
         "generate" => write(&model, length),
         "step" => step(&model, &mut trainer, length),
-        _ => ours(&model, task, length, out),
+        "forward" | "capture" => ours(&model, task, length, out),
+        sweep => patched(&model, sweep, length),
     })
 }
 
@@ -68,6 +73,17 @@ fn write(model: &Gpt2, length: usize) -> Fallible<f64> {
         Options { sampling: Sampling::greedy(), max_new_tokens: length, ignore_end: true, ..Options::default() };
     let start = Instant::now();
     black_box(generate(model, &tokenizer, &tokens, &[], &options, &mut |_| Ok(()))?);
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn patched(model: &Gpt2, sweep: &str, length: usize) -> Fallible<f64> {
+    let clean = ids(length, model.config().vocab_size);
+    let mut corrupt = clean.clone();
+    corrupt[length / 3] += 1;
+    let tokens = |ids| Tokens::from_ids(vec![ids]);
+    let pair = Pair::new(tokens(clean)?, tokens(corrupt)?, 3, 8)?;
+    let start = Instant::now();
+    black_box(patch(model, &pair, &Sweep::named(sweep)?, Direction::Denoise, &mut |_, _| Ok(()))?);
     Ok(start.elapsed().as_secs_f64())
 }
 

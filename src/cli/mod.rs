@@ -12,6 +12,7 @@ mod generate;
 mod lens;
 mod models;
 mod neurons;
+mod patch;
 mod perplexity;
 mod predict;
 mod prompts;
@@ -63,6 +64,8 @@ enum Command {
     Models(models::Args),
     /// The strongest MLP neurons of a layer.
     Neurons(neurons::Args),
+    /// Activation patching: which activations carry the answer.
+    Patch(patch::Args),
     /// How well models predict texts: loss, perplexity, bits per byte.
     Perplexity(perplexity::Args),
     /// The likeliest next tokens at every position.
@@ -118,6 +121,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Lens(args) => lens::run(args, &global),
         Command::Models(args) => models::run(args, &global),
         Command::Neurons(args) => neurons::run(args, &global),
+        Command::Patch(args) => patch::run(args, &global),
         Command::Perplexity(args) => perplexity::run(args, &global),
         Command::Predict(args) => predict::run(args, &global),
         Command::Residual(args) => residual::run(args, &global),

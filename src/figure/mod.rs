@@ -1,12 +1,14 @@
 //! Figures: pictures of frames, as SVG and PNG.
 
 mod canvas;
+mod causal;
 mod charts;
 mod heatmap;
 mod palette;
 mod views;
 
 pub use canvas::{Anchor, Figure};
+pub use causal::patch;
 pub use charts::{Bars, Line, Lines, Strip};
 pub use heatmap::{HeatMaps, Panel};
 pub use palette::{Rgb, Scale};

@@ -54,8 +54,8 @@ impl Real for f32 {
         }
     }
 
-    /// ½·erfc(−x/√2) with the Chebyshev fit of Numerical Recipes (erfcc): within 2e-7 of the true value, relative to
-    /// it where it is small.
+    /// ½·erfc(−x/√2) with the Chebyshev fit of Numerical Recipes (erfcc): within 2e-7 of the true value, and
+    /// within 1e-5 relative to it down to −8.
     #[inline(always)]
     fn normal_cdf(self) -> f32 {
         let z = self.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -257,7 +257,7 @@ mod tests {
             let x = i as f32 / 10_000.0;
             let (found, exact) = (f64::from(x.normal_cdf()), f64::from(x).normal_cdf());
             assert!((found - exact).abs() <= 2e-7, "{x}: {found} instead of {exact}");
-            assert!(x < -8.0 || (found - exact).abs() <= 4e-6 * exact, "{x}: {found} instead of {exact}");
+            assert!(x < -8.0 || (found - exact).abs() <= 1e-5 * exact, "{x}: {found} instead of {exact}");
         }
         assert!(f32::NAN.normal_cdf().is_nan());
     }

@@ -425,7 +425,7 @@ mod tests {
             b"\x80\x02\x85.",
             b"\x80\x02X\xff\xff\xff\xffa.",
             b"\x80\x02h\x07.",
-            b"\x80\x02Ks.",
+            b"\x80\x02K\x01s.",
         ] {
             assert!(parse(bytes).is_err(), "{bytes:?}");
         }

@@ -1,0 +1,95 @@
+//! Numbers that say how a model answers: from the logits after the last token of a prompt.
+
+use crate::error::{Error, Result};
+
+/// What is measured of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Logit of the answer minus logit of the wrong answer.
+    LogitDiff,
+    /// Probability of the answer.
+    Prob,
+    /// Logarithm of that, in nats.
+    Logprob,
+    /// How many tokens are likelier than the answer.
+    Rank,
+    /// Kullback–Leibler divergence from the clean run's distribution to this one's, in nats.
+    Kl,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Metric; 5] = [Metric::LogitDiff, Metric::Prob, Metric::Logprob, Metric::Rank, Metric::Kl];
+
+    /// `logit_diff`, `prob`, `logprob`, `rank` or `kl`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::LogitDiff => "logit_diff",
+            Metric::Prob => "prob",
+            Metric::Logprob => "logprob",
+            Metric::Rank => "rank",
+            Metric::Kl => "kl",
+        }
+    }
+
+    /// The metric of a name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with all names.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|metric| metric.name() == name).ok_or_else(|| {
+            let all = Self::ALL.map(Metric::name).join(", ");
+            Error::request(format!("there is no metric `{}`; there are {all}", crate::error::shorten(name)))
+        })
+    }
+
+    /// Its value for a row of logits; `clean` are those of the clean run.
+    pub fn of(self, logits: &[f32], clean: &[f32], answer: u32, wrong: u32) -> f64 {
+        let (a, w) = (answer as usize, wrong as usize);
+        match self {
+            Metric::LogitDiff => f64::from(logits[a]) - f64::from(logits[w]),
+            Metric::Logprob => f64::from(logits[a]) - log_total(logits),
+            Metric::Prob => (f64::from(logits[a]) - log_total(logits)).exp(),
+            Metric::Rank => logits.iter().filter(|&&x| x > logits[a]).count() as f64,
+            Metric::Kl => {
+                let (ours, theirs) = (log_total(logits), log_total(clean));
+                let term = |(&q, &p): (&f32, &f32)| {
+                    let (q, p) = (f64::from(q) - ours, f64::from(p) - theirs);
+                    p.exp() * (p - q)
+                };
+                logits.iter().zip(clean).map(term).sum::<f64>().max(0.0)
+            }
+        }
+    }
+}
+
+/// log Σ eˣ.
+fn log_total(logits: &[f32]) -> f64 {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    max + logits.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_follow_their_definitions() {
+        let (logits, clean) = ([1.0, 3.0, 0.0, 2.0], [0.0, 1.0, 0.0, 0.0]);
+        let of = |metric: Metric| metric.of(&logits, &clean, 3, 0);
+        let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        assert_eq!(of(Metric::LogitDiff), 1.0);
+        assert_eq!(of(Metric::Rank), 1.0);
+        assert!((of(Metric::Prob) - 2.0_f64.exp() / total).abs() < 1e-12);
+        assert!((of(Metric::Logprob) - (2.0 - total.ln())).abs() < 1e-12);
+        let clean_total = 3.0 + 1.0_f64.exp();
+        let kl: f64 = (0..4)
+            .map(|i| {
+                let p = f64::from(clean[i]).exp() / clean_total;
+                p * (p / (f64::from(logits[i]).exp() / total)).ln()
+            })
+            .sum();
+        assert!((of(Metric::Kl) - kl).abs() < 1e-12);
+        assert_eq!(Metric::Kl.of(&clean, &clean, 0, 1), 0.0);
+    }
+}

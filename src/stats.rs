@@ -1,0 +1,80 @@
+//! How sure a mean is: over prompts, without assuming how they are distributed.
+
+use crate::random::{Rng, stream};
+
+/// A mean with the bounds that 95 % of resampled means lie within.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// 2.5 % of resampled means are below.
+    pub low: f64,
+    /// 2.5 % of resampled means are above.
+    pub high: f64,
+}
+
+/// Resamples of the bootstrap, and sign patterns of the permutation test where not all are tried.
+const DRAWS: u64 = 2000;
+
+/// Percentile bootstrap of the mean (Efron 1979); the bounds are the mean itself for a single value. NaN for none.
+pub fn bootstrap(values: &[f64], seed: u64) -> Interval {
+    let n = values.len();
+    let mean = values.iter().sum::<f64>() / n as f64;
+    if n < 2 {
+        return Interval { mean, low: mean, high: mean };
+    }
+    let mut means: Vec<f64> = (0..DRAWS)
+        .map(|draw| {
+            let mut rng = stream(seed, "bootstrap", draw);
+            (0..n).map(|_| values[rng.random_range(0..n)]).sum::<f64>() / n as f64
+        })
+        .collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let at = |share: f64| means[((DRAWS - 1) as f64 * share).round() as usize];
+    Interval { mean, low: at(0.025), high: at(0.975) }
+}
+
+/// The probability of a mean as far from 0 as this one, if every value could as well have had the other sign (paired
+/// permutation test, two-sided): all sign patterns of up to eleven values, random ones of more.
+pub fn sign_flip(values: &[f64], seed: u64) -> f64 {
+    let sum = values.iter().sum::<f64>().abs();
+    let as_far = |flipped: f64| flipped.abs() >= sum - 1e-12 * sum;
+    if values.len() <= 11 {
+        let patterns = 1_u64 << values.len();
+        let flip = |pattern: u64| -> f64 {
+            values.iter().enumerate().map(|(i, x)| if pattern >> i & 1 == 1 { -x } else { *x }).sum()
+        };
+        return (0..patterns).filter(|&pattern| as_far(flip(pattern))).count() as f64 / patterns as f64;
+    }
+    let flip = |draw: u64| -> f64 {
+        let mut rng = stream(seed, "sign flip", draw);
+        values.iter().map(|x| if rng.random_bool(0.5) { -x } else { *x }).sum()
+    };
+    // The pattern that was observed is one of them (Phipson & Smyth 2010).
+    (1 + (0..DRAWS).filter(|&draw| as_far(flip(draw))).count()) as f64 / (DRAWS + 1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_holds_the_mean_and_narrows_with_more_values() {
+        let values = |n: u64| (0..n).map(|i| ((i * 37) % 11) as f64).collect::<Vec<_>>();
+        let (few, many) = (bootstrap(&values(11), 1), bootstrap(&values(1100), 1));
+        assert!(few.low < few.mean && few.mean < few.high && few.mean == many.mean);
+        // ±1.96 standard errors: the standard deviation of 0 … 10 is √10.
+        let error = (10.0_f64 / 1100.0).sqrt();
+        assert!((many.high - many.mean - 1.96 * error).abs() < 0.15 * error, "{many:?}");
+        assert_eq!(bootstrap(&[3.0], 0), Interval { mean: 3.0, low: 3.0, high: 3.0 });
+    }
+
+    #[test]
+    fn signs_decide_how_surprising_a_mean_is() {
+        assert_eq!(sign_flip(&[1.0; 5], 0), 2.0 / 32.0);
+        assert_eq!(sign_flip(&[1.0, -1.0], 0), 1.0);
+        assert!(sign_flip(&[1.0; 40], 0) < 0.001);
+        let even: Vec<f64> = (0..40).map(|i| if i % 2 == 0 { 1.0 } else { -0.9 }).collect();
+        assert!(sign_flip(&even, 0) > 0.5);
+    }
+}
