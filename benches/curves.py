@@ -34,18 +34,21 @@ def setting(**knobs):
     return [part for key, value in knobs.items() for part in ("--set", f"{key}={value}")]
 
 
-def ours(text, start, out):
+def first_weights(text, start):
     interp("train", "--file", text, "--out", start, "--quiet", *setting(
         tokenizer="characters", **SHAPE, **{"model.block_size": BLOCK}, max_iters=1, learning_rate=0, min_lr=0, seed=7))
+
+
+def ours(text, start, out, seed):
     interp("finetune", "--model", start, "--file", text, "--out", out, *setting(
         block_size=BLOCK, batch_size=BATCH, micro_batch_size=BATCH // 2, max_iters=STEPS, learning_rate=RATE, min_lr=LAST,
         warmup_iters=WARMUP, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, grad_clip=CLIP, eval_interval=EVERY,
-        eval_rows=ROWS, checkpoint_interval=STEPS, seed=7))
+        eval_rows=ROWS, checkpoint_interval=STEPS, seed=seed))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "validation"]
 
 
-def theirs(text, start):
+def theirs(text, start, seed):
     model = transformers.AutoModelForCausalLM.from_pretrained(start)
     model.config.use_cache = False
     tokenizer = transformers.AutoTokenizer.from_pretrained(start)
@@ -60,7 +63,7 @@ def theirs(text, start):
     length = BLOCK + 1
     room = len(validation) + 1 - length
     held = torch.stack([validation[i * length % room:][:length] for i in range(ROWS)])
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
 
     def loss(rows):
         logits = model(rows[:, :-1]).logits
@@ -94,8 +97,9 @@ def draw(curves, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for (name, curve), style in zip(curves.items(), ["-", "--"]):
-        axes.plot(*zip(*curve), style, label=name, linewidth=2)
+    for (name, runs), color in zip(curves.items(), ["#2a5bd7", "#d9482b"]):
+        for i, curve in enumerate(runs):
+            axes.plot(*zip(*curve), color=color, label=name if i == 0 else None, linewidth=1.2, alpha=0.8)
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss (nats per character)")
     axes.legend(frameon=False)
@@ -107,16 +111,23 @@ def draw(curves, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of each for every order of the rows")
     parser.add_argument("--figure", type=pathlib.Path, default=ROOT / "outputs/gallery/curves.png")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         start, out = pathlib.Path(folder) / "start", pathlib.Path(folder) / "out"
         text = arguments.text.resolve()
-        curves = {"interp": ours(text, start, out), "PyTorch": theirs(text, start)}
+        first_weights(text, start)
+        curves = {
+            "interp": [ours(text, start, out / str(seed), seed) for seed in arguments.seeds],
+            "PyTorch": [theirs(text, start, seed) for seed in arguments.seeds],
+        }
     draw(curves, arguments.figure)
-    for (step, a), (_, b) in zip(*curves.values()):
-        print(f"step {step:5}: interp {a:.4f}, PyTorch {b:.4f}")
+    for name, runs in curves.items():
+        for step in (0, STEPS // 2, STEPS):
+            losses = [loss for run in runs for at, loss in run if at == step]
+            print(f"{name:8} step {step:5}: " + " ".join(f"{loss:.4f}" for loss in losses))
 
 
 if __name__ == "__main__":

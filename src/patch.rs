@@ -118,11 +118,12 @@ pub fn patch(
         .flat_map(|sweep| sweep.cells(model.config(), runs.length).into_iter().map(|cell| (*sweep, cell)))
         .collect();
     let mut found: Vec<Vec<f64>> = vec![base.clone(); cells.len()];
-    let different: Vec<usize> = (0..cells.len()).filter(|&i| runs.differs(&cells[i].1)).collect();
+    let starts: Vec<Option<usize>> = cells.iter().map(|(_, cell)| runs.start(cell)).collect();
+    let different: Vec<usize> = (0..cells.len()).filter(|&i| starts[i].is_some()).collect();
     let mut done = cells.len() - different.len();
     progress(done, cells.len())?;
-    for batch in runs.batches(&different, |i| &cells[i].1) {
-        let rows: Vec<&Cell> = batch.iter().map(|&i| &cells[i].1).collect();
+    for batch in runs.batches(&different, |i| (cells[i].1.site, starts[i].unwrap_or(0))) {
+        let rows: Vec<(&Cell, usize)> = batch.iter().map(|&i| (&cells[i].1, starts[i].unwrap_or(0))).collect();
         for (&i, logits) in batch.iter().zip(runs.run(model, &rows, &runs.source)?) {
             found[i] = measure(&logits);
         }
@@ -136,8 +137,9 @@ pub fn patch(
     }
     let probes: Vec<Cell> = probes.into_values().collect();
     let mut identity: f64 = 0.0;
-    for batch in runs.batches(&(0..probes.len()).collect::<Vec<_>>(), |i| &probes[i]) {
-        let rows: Vec<&Cell> = batch.iter().map(|&i| &probes[i]).collect();
+    let start = |i: usize| probes[i].pos.unwrap_or(0);
+    for batch in runs.batches(&(0..probes.len()).collect::<Vec<_>>(), |i| (probes[i].site, start(i))) {
+        let rows: Vec<(&Cell, usize)> = batch.iter().map(|&i| (&probes[i], start(i))).collect();
         for logits in runs.run(model, &rows, &runs.base)? {
             identity = identity.max((measure(&logits)[0] - base[0]).abs());
         }
@@ -195,18 +197,24 @@ impl Runs {
         }
     }
 
-    /// Whether the two runs differ in a cell in any bit.
-    fn differs(&self, cell: &Cell) -> bool {
+    /// The first position at which the two runs differ in a cell in any bit.
+    fn start(&self, cell: &Cell) -> Option<usize> {
         let (ours, theirs) = (&self.base.values[&cell.site], &self.source.values[&cell.site]);
-        self.places(cell).into_iter().any(|(first, n)| ours[first..first + n] != theirs[first..first + n])
+        let position = |at: usize| match (cell.site.is_attention_map(), cell.site.has_heads()) {
+            (true, _) => at / self.length % self.length,
+            (_, true) => at / (self.heads * self.head_dim),
+            _ => at / self.width,
+        };
+        let places = self.places(cell).into_iter().flat_map(|(first, n)| first..first + n);
+        places.filter(|&at| ours[at].to_bits() != theirs[at].to_bits()).map(position).min()
     }
 
     /// Cells of one site of one layer, with starts near each other, few enough for one pass.
-    fn batches<'a>(&self, cells: &[usize], cell: impl Fn(usize) -> &'a Cell) -> Vec<Vec<usize>> {
-        let start = |i: usize| cell(i).pos.unwrap_or(0);
+    fn batches(&self, cells: &[usize], of: impl Fn(usize) -> (Site, usize)) -> Vec<Vec<usize>> {
+        let start = |i: usize| of(i).1;
         let mut groups: BTreeMap<Site, Vec<usize>> = BTreeMap::new();
         for &i in cells {
-            groups.entry(cell(i).site).or_default().push(i);
+            groups.entry(of(i).0).or_default().push(i);
         }
         let mut batches = Vec::new();
         for mut group in groups.into_values() {
@@ -222,10 +230,11 @@ impl Runs {
         batches
     }
 
-    /// The logits after the last token of one run per cell; all cells are of one site.
-    fn run(&self, model: &Gpt2, cells: &[&Cell], from: &Recorded) -> Result<Vec<Vec<f32>>> {
-        let Some(Cell { site, layer, .. }) = cells.first().copied().copied() else { return Ok(Vec::new()) };
-        let starts: Vec<usize> = cells.iter().map(|cell| cell.pos.unwrap_or(0)).collect();
+    /// The logits after the last token of one run per cell, each read again from its position on; all cells are of one
+    /// site.
+    fn run(&self, model: &Gpt2, cells: &[(&Cell, usize)], from: &Recorded) -> Result<Vec<Vec<f32>>> {
+        let Some(&(&Cell { site, layer, .. }, _)) = cells.first() else { return Ok(Vec::new()) };
+        let starts: Vec<usize> = cells.iter().map(|(_, start)| *start).collect();
         let longest = self.length - starts.iter().min().unwrap_or(&0);
         let whole = starts.iter().all(|start| *start == 0);
         // Only how many tokens a row has matters: a run that resumes does not look them up.
@@ -241,14 +250,13 @@ impl Runs {
         if !whole {
             pass = pass.branch(&branch);
         }
-        let mut writer =
-            Writer { runs: self, site, cells, starts: &starts, longest, whole, values: &from.values[&site] };
+        let mut writer = Writer { runs: self, site, cells, longest, whole, values: &from.values[&site] };
         let output = model.run(pass, &mut writer)?;
         let logits = output.logits.ok_or_else(|| Error::Bug("a sweep without logits".into()))?;
         let logits = to_f32(&logits)?;
         let vocab = model.config().vocab_size;
         if let Some(row) = logits.chunks_exact(vocab).position(|row| row.iter().any(|x| !x.is_finite())) {
-            let what = format!("patching {site} gives logits that are not finite ({:?})", cells[row]);
+            let what = format!("patching {site} gives logits that are not finite ({:?})", cells[row].0);
             return Err(Error::request(what));
         }
         Ok(logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
@@ -266,8 +274,8 @@ impl Runs {
 struct Writer<'a> {
     runs: &'a Runs,
     site: Site,
-    cells: &'a [&'a Cell],
-    starts: &'a [usize],
+    /// What each row changes, and the position where it begins.
+    cells: &'a [(&'a Cell, usize)],
     /// Positions of a row, padding included.
     longest: usize,
     /// Whether every row begins at its first token, without a branch.
@@ -281,7 +289,7 @@ impl Hooks for Writer<'_> {
             return Ok(value);
         }
         let mut data = to_f32(&value)?;
-        for (row, (cell, start)) in self.cells.iter().zip(self.starts).enumerate() {
+        for (row, (cell, start)) in self.cells.iter().enumerate() {
             for (first, n) in self.runs.places(cell) {
                 self.write(&mut data, row, *start, first, n);
             }
@@ -302,6 +310,9 @@ impl Writer<'_> {
         if !self.site.is_attention_map() {
             let per_pos = if self.site.has_heads() { heads * head_dim } else { width };
             let (pos, rest) = (first / per_pos, first % per_pos);
+            if pos < start {
+                return; // the same in both runs
+            }
             let to = (row * self.longest + pos - start) * per_pos + rest;
             data[to..to + n].copy_from_slice(from);
             return;
@@ -312,6 +323,9 @@ impl Writer<'_> {
         for (i, value) in from.iter().enumerate() {
             let at = first + i;
             let (head, query, key) = (at / (length * length), at / length % length, at % length);
+            if query < start {
+                continue; // the same in both runs
+            }
             let key = if key < start || self.whole { key } else { again + key - start };
             data[((row * heads + head) * self.longest + query - start) * keys + key] = *value;
         }
