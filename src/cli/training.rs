@@ -101,13 +101,13 @@ pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Gl
     disk::write_dir(&dir)?;
     let _lock = lock(&dir)?;
     let metrics_path = dir.join("metrics.jsonl");
-    let mut metrics = Vec::new();
+    let (mut metrics, mut lines) = (Vec::new(), Vec::new());
     if dir.join(STATE).exists() && !args.restart {
         trainer.load_state(&dir)?;
-        metrics = read_metrics(&metrics_path, trainer.steps())?;
+        (metrics, lines) = read_metrics(&metrics_path, trainer.steps())?;
         note(global.quiet, &format!("continuing at step {}", trainer.steps()));
     }
-    write_metrics(&metrics_path, &metrics)?;
+    disk::write_atomic(&metrics_path, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")))?;
     note(
         global.quiet,
         &format!(
@@ -294,21 +294,15 @@ fn progress(quiet: bool, steps: u64, done: u64) -> Option<indicatif::ProgressBar
     Some(bar)
 }
 
-/// The metrics up to a step: later ones belong to steps that a kill undid.
-fn read_metrics(path: &Path, steps: u64) -> Result<Vec<Metric>> {
+/// The metrics up to a step, and their lines as they stand in the file: later ones belong to steps that a kill undid.
+fn read_metrics(path: &Path, steps: u64) -> Result<(Vec<Metric>, Vec<String>)> {
     if !path.exists() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let text = String::from_utf8_lossy(&interp::weights::read_small(path, 1 << 30)?).into_owned();
     // A line that a kill cut short does not parse, and is of a step that was undone.
-    let known = text.lines().filter_map(|line| serde_json::from_str::<Metric>(line).ok());
-    Ok(known.filter(|metric| metric.step <= steps).collect())
-}
-
-fn write_metrics(path: &Path, metrics: &[Metric]) -> Result<()> {
-    disk::write_atomic(path, |file| {
-        metrics.iter().try_for_each(|metric| writeln!(file, "{}", serde_json::to_string(metric)?))
-    })
+    let known = text.lines().filter_map(|line| Some((serde_json::from_str::<Metric>(line).ok()?, line.to_string())));
+    Ok(known.filter(|(metric, _)| metric.step <= steps).unzip())
 }
 
 fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], global: &Global) -> Result<()> {
