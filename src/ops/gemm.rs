@@ -1,4 +1,4 @@
-//! The matrix product, behind bounds checks: the one place of the CPU path with `unsafe` code.
+//! The matrix product, behind bounds checks: the one place of the arithmetic with `unsafe` code.
 
 use super::real::Real;
 
