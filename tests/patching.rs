@@ -94,7 +94,7 @@ fn every_cell_is_a_run_of_its_own() {
                 for (metric, found) in Metric::ALL.into_iter().zip(found) {
                     let wanted = metric.of(&logits, &clean_logits, 2, 5);
                     assert!(
-                        (found - wanted).abs() < 1e-6 * (1.0 + wanted.abs()) * 10.0,
+                        (found - wanted).abs() < 1e-6 * (1.0 + wanted.abs()),
                         "{name} {cell:?} {metric:?}: {found} {wanted}"
                     );
                 }
