@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType as TensorType, Device, Tensor};
+use candle_core::{CpuStorage, DType as TensorType, Device, Storage, Tensor};
 use polars::prelude::*;
 
 use crate::error::{Error, Result};
@@ -140,6 +140,19 @@ pub fn shift_prompts(mut frame: DataFrame, first: u32) -> Result<DataFrame> {
     Ok(frame)
 }
 
+/// What `f` makes of the elements of a tensor in order, as f32 on the CPU; those that are so already are not copied.
+///
+/// # Errors
+/// As candle.
+pub fn with_f32<T>(value: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = value.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(all)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        return Ok(f(&all[start..end]));
+    }
+    drop(storage);
+    Ok(f(&to_f32(value)?))
+}
+
 /// The elements of a tensor in order, as f32 on the CPU.
 ///
 /// # Errors
@@ -180,23 +193,11 @@ pub fn save_parquet_stream<T>(
     schema: &Schema,
     fill: impl FnOnce(&mut dyn FnMut(DataFrame) -> Result<()>) -> Result<T>,
 ) -> Result<T> {
-    let mut outcome = None;
-    let written = crate::disk::write_atomic(path, |file| {
-        let mut batches = writer(file).batched(schema).map_err(std::io::Error::other)?;
-        let filled = fill(&mut |frame: DataFrame| {
-            batches.write_batch(&frame).map_err(|e| Error::writing(path, std::io::Error::other(e)))
-        });
-        let result = match &filled {
-            Ok(_) => batches.finish().map(|_| ()).map_err(std::io::Error::other),
-            Err(e) => Err(std::io::Error::other(e.to_string())),
-        };
-        outcome = Some(filled);
-        result
-    });
-    match (outcome, written) {
-        (Some(Err(e)), _) => Err(e),
-        (_, Err(e)) => Err(e),
-        (Some(Ok(value)), Ok(())) => Ok(value),
-        (None, Ok(())) => Err(Error::Bug("a stream that was never filled".into())),
-    }
+    let failed = |e| Error::writing(path, std::io::Error::other(e));
+    crate::disk::write_with(path, |file| {
+        let mut batches = writer(file).batched(schema).map_err(failed)?;
+        let value = fill(&mut |frame: DataFrame| batches.write_batch(&frame).map_err(failed))?;
+        batches.finish().map_err(failed)?;
+        Ok(value)
+    })
 }

@@ -1,6 +1,7 @@
 //! A batch of token sequences.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -96,7 +97,7 @@ impl Tokens {
     }
 
     /// Some of the prompts, in their order.
-    pub fn slice(&self, prompts: std::ops::Range<usize>) -> Self {
+    pub fn slice(&self, prompts: Range<usize>) -> Self {
         self.pick(prompts)
     }
 
@@ -143,4 +144,20 @@ impl Tokens {
         }
         Ok(())
     }
+}
+/// Cuts prompts of these lengths, in their order, into batches of at most `most` padded tokens, or of one prompt.
+pub fn batches(lengths: impl IntoIterator<Item = usize>, most: usize) -> Vec<Range<usize>> {
+    let mut all: Vec<Range<usize>> = Vec::new();
+    let mut longest = 0;
+    for (i, length) in lengths.into_iter().enumerate() {
+        longest = longest.max(length);
+        match all.last_mut() {
+            Some(batch) if (batch.len() + 1) * longest <= most => batch.end = i + 1,
+            _ => {
+                all.push(i..i + 1);
+                longest = length;
+            }
+        }
+    }
+    all
 }

@@ -14,6 +14,7 @@ use interp::dataset::documents::given;
 use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Request};
 use interp::dataset::sequences::Cut;
+use interp::shard::Layout;
 use interp::export::{Export, Piece};
 use interp::random::{Rng, stream};
 use interp::{Gpt2, Tokenizer};
@@ -135,6 +136,7 @@ fn request(sites: &[&str]) -> Request {
         context: 8,
         stride: 8,
         pack: false,
+        whole: false,
         start: None,
         between: None,
         skip_first: false,
@@ -149,6 +151,7 @@ fn request(sites: &[&str]) -> Request {
         text: Vec::new(),
         field: "text".into(),
         sites: sites.iter().map(|site| site.to_string()).collect(),
+        layout: Layout::Parquet,
         dtype: Dtype::F32,
         computed: "f32 on cpu".into(),
         cut,
@@ -176,7 +179,7 @@ fn statistics_are_those_of_all_rows() {
     let request = request(&["resid_post.1", "mlp_post.0"]);
     let mut work = open(&model, dir.path(), &request).unwrap();
     assert!(work.run(Piece { index: 0, of: 1 }, &mut |_| Ok(()), &|| true).unwrap());
-    let manifest = Manifest::seal(dir.path(), work.plan()).unwrap();
+    let manifest = work.seal().unwrap();
     assert!(manifest.parts.len() > 2, "statistics of several parts are put together");
     let rows = read(dir.path());
     for site in &request.sites {

@@ -152,19 +152,11 @@ impl Bench {
 
 /// Cuts a batch into batches of a bounded number of padded tokens, with the index of each first prompt.
 pub fn batches(tokens: &Tokens) -> Vec<(usize, Tokens)> {
-    let mut cuts = vec![0];
-    let (mut rows, mut longest) = (0, 0);
-    for prompt in 0..tokens.len() {
-        longest = longest.max(tokens.row(prompt).len());
-        rows += 1;
-        if rows > 1 && rows * longest > BATCH_TOKENS {
-            cuts.push(prompt);
-            (rows, longest) = (1, tokens.row(prompt).len());
-        }
-    }
-    cuts.push(tokens.len());
-    cuts.windows(2).map(|pair| (pair[0], tokens.slice(pair[0]..pair[1]))).collect()
+    let lengths = (0..tokens.len()).map(|prompt| tokens.row(prompt).len());
+    let all = interp::tokens::batches(lengths, BATCH_TOKENS).into_iter();
+    all.map(|batch| (batch.start, tokens.slice(batch))).collect()
 }
+
 /// The device that a name means on this machine.
 pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':').map_or((name, None), |(kind, n)| (kind, Some(n))) {

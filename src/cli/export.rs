@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Plan, Request};
 use interp::dataset::sequences::Cut;
 use interp::export::{self, Export, Piece, Progress, row_bytes};
+use interp::shard::Layout;
 use interp::site::Site;
 use interp::text::Bos;
 use interp::{Error, Result, figure, memory, weights};
@@ -88,6 +90,9 @@ struct Options {
     /// Rows in an order that --seed decides: sequences among all, rows within a part.
     #[arg(long)]
     shuffle: bool,
+    /// How files are laid out: parquet, npz (numpy), safetensors, or saelens (what SAELens and datasets.load_from_disk read).
+    #[arg(long, value_name = "LAYOUT", default_value = "parquet", value_parser = layout)]
+    layout: Layout,
     /// How values are stored: f32 or f16.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = dtype)]
     store: Dtype,
@@ -113,6 +118,12 @@ fn dtype(name: &str) -> std::result::Result<Dtype, String> {
     }
 }
 
+fn layout(name: &str) -> std::result::Result<Layout, String> {
+    let names = Layout::ALL.map(|(name, _)| name).join(", ");
+    let found = Layout::ALL.iter().find(|(own, _)| *own == name).map(|(_, layout)| *layout);
+    found.ok_or_else(|| format!("`{}` is no layout; there are {names}", name.escape_debug()))
+}
+
 fn piece(text: &str) -> std::result::Result<Piece, String> {
     let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     match parts {
@@ -135,12 +146,13 @@ fn export(options: Options, global: &Global) -> Result<()> {
     let sites = sites(&options, config.n_layer)?;
     export::check_sites(&sites)?;
     let request = asked(&options, &sites, &mut bench, global)?;
-    request.cut.check(config.n_positions)?;
+    request.check(config.n_positions)?;
     let per_row = row_bytes(&config, &sites, request.dtype);
-    let held = (request.part_rows.min(32 << 20) * per_row).min(if options.shuffle { u64::MAX } else { 64 << 20 });
     if let Some(room) = bench.room(global)? {
-        let batch = 8 * (sites.len() * config.n_embd * request.batch_tokens) as u64;
-        memory::check("a batch and the rows that wait to be written", batch + 2 * held, Some(room))?;
+        // One batch is computed while the one before it is written; a part that is shuffled or an archive is held as a whole.
+        let batch = request.batch_tokens as u64 * per_row;
+        let part = if request.gathers() { request.part_rows.saturating_mul(per_row) } else { 0 };
+        memory::check("a batch and the rows that wait to be written", 3 * batch.max(part), Some(room))?;
     }
     let texts = options.prompt.clone();
     let (files, field, labels) = (options.file.clone(), options.field.clone(), options.label.clone());
@@ -204,12 +216,11 @@ fn export(options: Options, global: &Global) -> Result<()> {
             &format!("{how}\npiece {} of {} is written; after all of them: {merge}", piece.index, piece.of),
         );
     }
-    sealed(&dir, work.plan(), &how, global)
+    sealed(&dir, work.seal()?, work.plan(), &how, global)
 }
 
-/// Writes the manifest, a picture of the sites, and says what there is.
-fn sealed(dir: &Path, plan: &Plan, how: &str, global: &Global) -> Result<()> {
-    let manifest = Manifest::seal(dir, plan)?;
+/// Draws the sites of a dataset that is complete, and says what there is.
+fn sealed(dir: &Path, manifest: Manifest, plan: &Plan, how: &str, global: &Global) -> Result<()> {
     let frame = statistics(&manifest, plan)?;
     let picture = figure::export(&frame)?;
     interp::disk::write_bytes(&dir.join("figure.svg"), picture.svg()?.as_bytes())?;
@@ -287,6 +298,7 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
         context,
         stride: options.stride.unwrap_or(context.saturating_sub(usize::from(start.is_some()))),
         pack: options.pack,
+        whole: options.layout == Layout::Saelens,
         start,
         between: end.filter(|_| options.pack),
         skip_first: options.skip_first_token,
@@ -303,6 +315,7 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
         text,
         field: options.field.clone(),
         sites: sites.iter().map(Site::to_string).collect(),
+        layout: options.layout,
         dtype: options.store,
         computed: format!("{:?} on {}", bench.dtype, bench.device).to_lowercase(),
         cut,
@@ -375,5 +388,6 @@ fn verify(dir: &Path, global: &Global) -> Result<()> {
 
 fn merge(dir: &Path, global: &Global) -> Result<()> {
     let plan = Plan::open(dir)?.ok_or_else(|| Error::Missing(format!("{}: there is no plan.json", dir.display())))?;
-    sealed(dir, &plan, &format!("{} rows", plan.rows()), global)
+    let manifest = Manifest::seal(dir, &plan, &BTreeSet::new())?;
+    sealed(dir, manifest, &plan, &format!("{} rows", plan.rows()), global)
 }

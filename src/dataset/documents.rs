@@ -52,10 +52,7 @@ pub fn open(path: &Path, field: &str, labels: &[String]) -> Result<Documents> {
     if !labels.is_empty() && !matches!(kind, "jsonl" | "parquet") {
         return Err(Error::request(format!("{}: labels come with JSONL and Parquet", path.display())));
     }
-    let file = File::open(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing(format!("{} does not exist", path.display())),
-        _ => Error::Io { path: path.to_path_buf(), source: e },
-    })?;
+    let file = File::open(path).map_err(|e| Error::reading(path, e))?;
     match kind {
         "jsonl" => Ok(jsonl(file, path, field, labels)),
         "parquet" => open_parquet(path, field, labels),
@@ -85,7 +82,7 @@ fn lines(file: File, path: &Path) -> impl Iterator<Item = Result<(usize, String)
         match read {
             Ok(0) => return None,
             Ok(_) => {}
-            Err(source) => return Some(Err(Error::Io { path: path.clone(), source })),
+            Err(source) => return Some(Err(Error::reading(&path, source))),
         }
         number += 1;
         while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -125,7 +122,7 @@ fn jsonl(file: File, path: &Path, field: &str, labels: &[String]) -> Documents {
 
 fn open_parquet(path: &Path, field: &str, labels: &[String]) -> Result<Documents> {
     let damaged = |e: &dyn std::fmt::Display| Error::data(path, format!("not a Parquet file that can be read: {e}"));
-    let reader = || File::open(path).map(ParquetReader::new).map_err(|source| Error::Io { path: path.into(), source });
+    let reader = || File::open(path).map(ParquetReader::new).map_err(|e| Error::reading(path, e));
     let height = reader()?.num_rows().map_err(|e| damaged(&e))?;
     let schema = reader()?.schema().map_err(|e| damaged(&e))?;
     let names: Vec<String> = std::iter::once(field.to_string()).chain(labels.iter().cloned()).collect();
@@ -137,7 +134,7 @@ fn open_parquet(path: &Path, field: &str, labels: &[String]) -> Result<Documents
     let batch = move |first: usize| -> Result<Vec<Result<Document>>> {
         let damaged =
             |e: &dyn std::fmt::Display| Error::data(&path, format!("not a Parquet file that can be read: {e}"));
-        let file = File::open(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let file = File::open(&path).map_err(|e| Error::reading(&path, e))?;
         let frame = ParquetReader::new(file)
             .with_columns(Some(names.clone()))
             .with_slice(Some((first, PARQUET_ROWS)))
@@ -179,7 +176,7 @@ fn tokens(file: File, path: &Path) -> Documents {
         let mut bytes = Vec::new();
         if let Err(source) = (&mut reader).take(2 * PIECE as u64).read_to_end(&mut bytes) {
             ended = true;
-            return Some(Err(Error::Io { path: path.clone(), source }));
+            return Some(Err(Error::reading(&path, source)));
         }
         ended = bytes.len() < 2 * PIECE;
         if bytes.len() % 2 == 1 {

@@ -1,11 +1,11 @@
 //! One writer at a time.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Holds a directory, or a piece of the work in it, until it is dropped.
@@ -31,13 +31,10 @@ impl Lock {
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |e| Error::writing(path, e);
         let ours = Holder { host: read_host(), pid: std::process::id(), started: read_started(std::process::id()) };
+        let text = serde_json::to_string(&ours).map_err(|e| Error::Bug(e.to_string()))?;
         for _ in 0..3 {
-            match OpenOptions::new().write(true).create_new(true).open(path) {
-                Ok(mut file) => {
-                    let text = serde_json::to_string(&ours).map_err(|e| Error::Bug(e.to_string()))?;
-                    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
-                    return Ok(Self { path: path.to_path_buf() });
-                }
+            match disk::write_new(path, text.as_bytes()) {
+                Ok(()) => return Ok(Self { path: path.to_path_buf() }),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => remove_stale(path)?,
                 Err(e) => return Err(fail(e)),
             }

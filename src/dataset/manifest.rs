@@ -1,13 +1,14 @@
 //! What a dataset holds, sealed once every part is there; and finding out whether it still does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Plan;
+use super::plan::{Plan, stem};
 use super::statistics::Statistics;
 use crate::error::{Error, Result};
+use crate::shard::{Layout, saved_dataset};
 use crate::{disk, weights};
 
 /// What is known of a part that was written.
@@ -58,13 +59,8 @@ pub struct Entry {
     pub rows: u64,
 }
 
-/// The file of a part.
-pub fn part_file(index: usize) -> String {
-    format!("part-{index:05}.parquet")
-}
-
 fn record_path(dir: &Path, index: usize) -> PathBuf {
-    dir.join(format!("part-{index:05}.json"))
+    dir.join(stem(index) + ".json")
 }
 
 impl Record {
@@ -86,7 +82,7 @@ impl Record {
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Io { path, source }),
+            Err(e) => return Err(Error::reading(&path, e)),
         };
         // A record that cannot be read is no record: its part is written again.
         Ok(serde_json::from_slice::<Self>(&bytes).ok().filter(|record| record.plan == plan))
@@ -94,22 +90,23 @@ impl Record {
 }
 
 impl Manifest {
-    /// The manifest of a directory in which every part is there and whole.
+    /// Seals a directory in which every part is there and whole; those in `known` were just written or read by this process,
+    /// and only their sizes are looked at.
     ///
     /// # Errors
     /// [`Error::Data`] that names parts that are missing or damaged.
-    pub fn seal(dir: &Path, plan: &Plan) -> Result<Self> {
+    pub fn seal(dir: &Path, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
         let id = plan.id()?;
         let mut manifest =
             Manifest { plan: id.clone(), rows: 0, bytes: 0, parts: Vec::new(), statistics: BTreeMap::new() };
         let mut missing = Vec::new();
         for (index, part) in plan.parts.iter().enumerate() {
             let Some(record) = Record::open(dir, &id, index)? else {
-                missing.push(part_file(index));
+                missing.push(plan.part_file(index));
                 continue;
             };
             let entry = Entry { file: record.file, sha256: record.sha256, bytes: record.bytes, rows: record.rows };
-            match entry.read_fault(dir)? {
+            match entry.read_fault(dir, known.contains(&index))? {
                 Some(fault) => missing.push(fault),
                 None if entry.rows != part.rows => missing.push(format!("{} has another number of rows", entry.file)),
                 None => {}
@@ -133,9 +130,24 @@ impl Manifest {
                 format!("{n} of {all} parts are not there or not whole: {} …; export them first", missing.join(", "));
             return Err(Error::data(dir, what));
         }
+        if plan.request.layout == Layout::Saelens {
+            manifest.write_saved_dataset(dir, plan)?;
+        }
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Bug(e.to_string()))?;
         disk::write_bytes(&manifest_path(dir), &text)?;
         Ok(manifest)
+    }
+
+    /// Writes what makes the directory one that `datasets.load_from_disk` reads.
+    fn write_saved_dataset(&self, dir: &Path, plan: &Plan) -> Result<()> {
+        let files: Vec<String> = self.parts.iter().map(|entry| entry.file.clone()).collect();
+        for (site, statistics) in plan.sites()?.iter().zip(self.statistics.values()) {
+            let shape = (plan.request.cut.context, statistics.mean.len());
+            for (file, text) in saved_dataset(&files, &self.plan[..16], &site.long(), shape) {
+                disk::write_bytes(&dir.join(file), text.as_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// The manifest of a sealed dataset; none for one that is not complete.
@@ -149,7 +161,7 @@ impl Manifest {
                 serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::data(&path, format!("no manifest: {e}")))
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::Io { path, source }),
+            Err(e) => Err(Error::reading(&path, e)),
         }
     }
 
@@ -175,11 +187,15 @@ impl Manifest {
             }
         }
         for (index, entry) in manifest.parts.iter().enumerate() {
-            if entry.file != part_file(index) {
+            if !entry
+                .file
+                .strip_prefix(&stem(index))
+                .is_some_and(|rest| rest.starts_with('.') && !rest.contains(['/', '\\']))
+            {
                 faults.push(format!("part {index} is called {}", crate::error::printable(&entry.file)));
                 continue;
             }
-            if let Some(fault) = entry.read_fault(dir)? {
+            if let Some(fault) = entry.read_fault(dir, false)? {
                 let other = |e: &&Entry| e.file != entry.file && fault.ends_with(&e.sha256);
                 faults.push(match manifest.parts.iter().find(other) {
                     Some(swapped) => format!("{} holds what belongs into {}", entry.file, swapped.file),
@@ -192,14 +208,17 @@ impl Manifest {
 }
 
 impl Entry {
-    /// What is wrong with the file, if anything.
-    fn read_fault(&self, dir: &Path) -> Result<Option<String>> {
+    /// What is wrong with the file, if anything; if its bytes are `known`, only its size is looked at.
+    fn read_fault(&self, dir: &Path, known: bool) -> Result<Option<String>> {
         let path = dir.join(&self.file);
         let bytes = match std::fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Some(format!("{} is missing", self.file))),
-            Err(source) => return Err(Error::Io { path, source }),
+            Err(e) => return Err(Error::reading(&path, e)),
         };
+        if known && bytes == self.bytes {
+            return Ok(None);
+        }
         let sha256 = weights::sha256(&path)?;
         if sha256 == self.sha256 && bytes == self.bytes {
             return Ok(None);

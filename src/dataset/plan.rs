@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sequences::{Cut, Sequences};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
+use crate::shard::Layout;
 use crate::site::Site;
 use crate::{disk, weights};
 
@@ -27,6 +28,8 @@ pub struct Request {
     pub field: String,
     /// Sites, in forward order, by TransformerLens's names.
     pub sites: Vec<String>,
+    /// How files are laid out.
+    pub layout: Layout,
     /// How values are stored.
     pub dtype: Dtype,
     /// The type that the model computed in.
@@ -86,6 +89,45 @@ pub struct Plan {
     pub parts: Vec<Part>,
 }
 
+impl Request {
+    /// Checks what can be checked without text, for a model that reads `n_positions` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for options that exclude each other, and as [`Cut::check`].
+    pub fn check(&self, n_positions: usize) -> Result<()> {
+        let cut = &self.cut;
+        cut.check(n_positions)?;
+        if cut.pack && !self.labels.is_empty() {
+            return Err(Error::request(
+                "labels belong to documents, and packed sequences to several; leave out --pack or --label",
+            ));
+        }
+        if self.layout != Layout::Saelens {
+            return Ok(());
+        }
+        let fault = if self.sites.len() != 1 {
+            format!("{} sites; SAELens reads one site per dataset", self.sites.len())
+        } else if !cut.pack {
+            "SAELens reads sequences of one length: add --pack".to_string()
+        } else if cut.skip_first || cut.sample.is_some() || !cut.is_disjoint() {
+            "SAELens reads whole sequences: leave out --skip-first-token, --sample and --stride".to_string()
+        } else {
+            return Ok(());
+        };
+        Err(Error::request(fault))
+    }
+
+    /// Whether a part's rows come in an order that is drawn.
+    pub fn mixes_rows(&self) -> bool {
+        self.cut.shuffle && self.layout != Layout::Saelens
+    }
+
+    /// Whether all rows of a part are held before the first is written.
+    pub fn gathers(&self) -> bool {
+        self.mixes_rows() || !self.layout.streams()
+    }
+}
+
 impl Plan {
     /// Divides sequences into parts.
     pub fn new(request: Request, documents: u32, sequences: &Sequences, digests: Vec<String>) -> Self {
@@ -103,6 +145,11 @@ impl Plan {
             }
         }
         Self { format: FORMAT, request, documents, digests, parts }
+    }
+
+    /// The file of a part.
+    pub fn part_file(&self, index: usize) -> String {
+        format!("{}.{}", stem(index), self.request.layout.extension())
     }
 
     /// Rows of all parts.
@@ -147,7 +194,7 @@ impl Plan {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::data(&path, format!("no plan: {e}")))?;
         if value["format"] != FORMAT {
             let what = format!("has layout {}; this version reads {FORMAT}", value["format"]);
@@ -166,7 +213,7 @@ impl Plan {
         flatten("", &fields(&self.request)?, &mut ours);
         flatten("", &fields(request)?, &mut theirs);
         let shown =
-            |value: &Option<Value>| value.as_ref().map_or("nothing".into(), |value| clipped(&value.to_string()));
+            |value: &Option<Value>| value.as_ref().map_or("nothing".into(), |value| shorten(&value.to_string()));
         let mut names: Vec<&String> = ours.iter().chain(&theirs).map(|(name, _)| name).collect();
         names.sort_unstable();
         names.dedup();
@@ -189,6 +236,11 @@ impl Plan {
     }
 }
 
+/// What the files of a part are called, but for what they end in.
+pub fn stem(index: usize) -> String {
+    format!("part-{index:05}")
+}
+
 fn path(dir: &Path) -> PathBuf {
     dir.join("plan.json")
 }
@@ -204,8 +256,4 @@ fn flatten(name: &str, value: &Value, into: &mut Vec<(String, Value)>) {
         }
         leaf => into.push((name.to_string(), leaf.clone())),
     }
-}
-
-fn clipped(text: &str) -> String {
-    crate::error::shorten(text)
 }

@@ -24,6 +24,8 @@ pub struct Cut {
     pub stride: usize,
     /// Whether documents follow each other in one sequence, with end-of-text tokens between them.
     pub pack: bool,
+    /// Leave out what does not fill a sequence.
+    pub whole: bool,
     /// The token that starts every sequence, if one does.
     pub start: Option<u32>,
     /// The token between documents that are packed.
@@ -65,8 +67,8 @@ pub struct Sequences {
     all: Vec<Sequence>,
 }
 
-/// Cuts documents into sequences and writes their tokens to `tokens`, their places to `places`; returns how many documents
-/// there were, and hands the labels of each to `label`.
+/// Cuts documents into sequences and writes their tokens to `tokens`, which is the file `path`, and their places to `places`;
+/// returns how many documents there were, and hands the labels of each to `label`.
 ///
 /// # Errors
 /// Faults of the documents, [`Error::Request`] for text that the tokenizer cannot encode, for tokens without documents that
@@ -75,11 +77,12 @@ pub fn write(
     documents: Documents,
     tokenizer: &Tokenizer,
     cut: &Cut,
+    path: &Path,
     tokens: &mut dyn Write,
-    places: &mut dyn Write,
+    places: &mut Vec<u8>,
     label: &mut dyn FnMut(Vec<serde_json::Value>) -> Result<()>,
 ) -> Result<u32> {
-    let mut cutter = Cutter { cut, tokens, all: Vec::new(), offset: 0, rows: 0 };
+    let mut cutter = Cutter { cut, path, tokens, all: Vec::new(), offset: 0, rows: 0 };
     let mut packed: Vec<u32> = Vec::new();
     let mut documents_of: Vec<u32> = Vec::new();
     let (mut count, mut goes_on) = (0_u32, false);
@@ -135,15 +138,13 @@ pub fn write(
     if cut.shuffle {
         all.shuffle(&mut stream(cut.seed, "order of sequences", 0));
     }
-    let failed = |source| Error::Io { path: "places of sequences".into(), source };
-    for sequence in &all {
-        places.write_all(&sequence.to_bytes()).map_err(failed)?;
-    }
+    places.extend(all.iter().flat_map(|sequence| sequence.to_bytes()));
     Ok(count.max(1))
 }
 
 struct Cutter<'a> {
     cut: &'a Cut,
+    path: &'a Path,
     tokens: &'a mut dyn Write,
     all: Vec<Sequence>,
     offset: u64,
@@ -152,7 +153,8 @@ struct Cutter<'a> {
 
 impl Cutter<'_> {
     fn is_full(&self) -> bool {
-        self.cut.max_tokens.is_some_and(|most| self.rows >= most)
+        let next = if self.cut.whole { self.cut.context as u64 } else { 1 };
+        self.cut.max_tokens.is_some_and(|most| self.rows + next > most)
     }
 
     /// A document by itself.
@@ -180,12 +182,12 @@ impl Cutter<'_> {
         if let Some(most) = self.cut.max_tokens {
             rows = rows.min((most - self.rows) as usize);
         }
-        if rows == 0 {
+        if rows == 0 || (self.cut.whole && length < self.cut.context) {
             return Ok(());
         }
         let ids: Vec<u32> = self.cut.start.into_iter().chain(body.iter().copied()).collect();
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        self.tokens.write_all(&bytes).map_err(|source| Error::Io { path: "tokens".into(), source })?;
+        self.tokens.write_all(&bytes).map_err(|e| Error::writing(self.path, e))?;
         let index = u32::try_from(self.all.len()).map_err(|_| Error::request("more than 4 billion sequences"))?;
         let (first, rows, length) = (first as u32, rows as u32, length as u32);
         self.all.push(Sequence { index, document, offset: self.offset, length, first, rows });
@@ -199,6 +201,11 @@ impl Cut {
     /// Tokens of a sequence that are text.
     fn body(&self) -> usize {
         self.context - usize::from(self.start.is_some())
+    }
+
+    /// Whether no position is in two sequences.
+    pub fn is_disjoint(&self) -> bool {
+        self.stride == self.body()
     }
 
     /// Checks what does not depend on text.
@@ -262,10 +269,10 @@ impl Sequences {
     /// # Errors
     /// [`Error::Io`], and [`Error::Data`] for files that do not fit each other.
     pub fn open(tokens: &Path, places: &Path) -> Result<Self> {
-        let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source });
+        let read = |path: &Path| std::fs::read(path).map_err(|e| Error::reading(path, e));
         let all: Option<Vec<Sequence>> = read(places)?.chunks(RECORD as usize).map(Sequence::from_bytes).collect();
         let all = all.ok_or_else(|| Error::data(places, "is cut short"))?;
-        let io = |source| Error::Io { path: tokens.into(), source };
+        let io = |e| Error::reading(tokens, e);
         let file = File::open(tokens).map_err(io)?;
         let held = file.metadata().map_err(io)?.len() / 4;
         match all.iter().map(|sequence| sequence.offset + u64::from(sequence.length)).max() {
@@ -288,7 +295,7 @@ impl Sequences {
         self.tokens
             .seek(SeekFrom::Start(4 * sequence.offset))
             .and_then(|_| self.tokens.read_exact(&mut bytes))
-            .map_err(|source| Error::Io { path: self.path.clone(), source })?;
+            .map_err(|e| Error::reading(&self.path, e))?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 }
@@ -303,6 +310,7 @@ mod tests {
             context: 4,
             stride: 3,
             pack: false,
+            whole: false,
             start: Some(0),
             between: Some(0),
             skip_first: false,
@@ -319,15 +327,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (tokens, places) = (dir.path().join("tokens"), dir.path().join("places"));
         cut.check(8).unwrap();
+        let mut list = Vec::new();
         write(
             given(texts.iter().map(|text| text.to_string()).collect()),
             &tokenizer,
             cut,
+            &tokens,
             &mut File::create(&tokens).unwrap(),
-            &mut File::create(&places).unwrap(),
+            &mut list,
             &mut |_| Ok(()),
         )
         .unwrap();
+        std::fs::write(&places, list).unwrap();
         let mut sequences = Sequences::open(&tokens, &places).unwrap();
         let all = sequences.all().to_vec();
         all.iter().map(|sequence| (sequences.ids(sequence).unwrap(), sequence.positions(cut))).collect()

@@ -14,10 +14,17 @@
 //! [its run-length encoding](https://parquet.apache.org/docs/file-format/data-pages/encodings/#RLE).
 
 mod column;
+mod flat;
+mod layout;
 mod levels;
+mod npz;
 mod page;
+mod sequences;
+mod tensors;
 mod writer;
 
 pub use column::{Real, Values, Wide};
+pub use layout::{Layout, Shard, ShardOptions};
 pub use page::PAGE_BYTES;
+pub use sequences::saved_dataset;
 pub use writer::{ShardWriter, Summary};

@@ -1,0 +1,147 @@
+//! Writing files so that they are either absent, old or complete, never half-written.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+#[cfg(test)]
+pub(crate) mod fault;
+#[cfg(test)]
+use fault::step;
+
+/// Writes `path` through a temporary file beside it, which is synced and then renamed over it; gives back what `fill` does.
+///
+/// # Errors
+/// What `fill` returns, [`Error::CannotWrite`] or [`Error::Io`]; the old content, if any, is then untouched and nothing is
+/// left behind.
+pub fn write_with<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    write_through(path, |temporary| {
+        // Large writes pass it by.
+        let mut writer = BufWriter::with_capacity(1 << 16, Stepping { to: temporary.as_file(), path });
+        let value = fill(&mut writer)?;
+        writer.flush().map_err(|e| Error::writing(path, e))?;
+        Ok(value)
+    })
+}
+
+/// [`write_with`] for what fails as writing does.
+///
+/// # Errors
+/// As [`write_with`].
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    write_with(path, |file| fill(file).map_err(|e| Error::writing(path, e)))
+}
+
+/// [`write_atomic`] for what writes to a path of its own choosing: `fill` is given the temporary one.
+///
+/// # Errors
+/// As [`write_with`].
+pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    write_through(path, |temporary| fill(temporary.path()).map_err(|e| Error::writing(path, e)))
+}
+
+fn write_through<T>(path: &Path, fill: impl FnOnce(&tempfile::NamedTempFile) -> Result<T>) -> Result<T> {
+    let fail = |e| Error::writing(path, e);
+    let dir = parent(path);
+    let mut builder = tempfile::Builder::new();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
+    let prefix = format!(".{name}.");
+    builder.prefix(&prefix).suffix(".tmp");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666)); // the umask applies
+    }
+    step(path).map_err(fail)?;
+    let temporary = builder.tempfile_in(&dir).map_err(fail)?;
+    let value = fill(&temporary)?;
+    step(path).and_then(|()| temporary.as_file().sync_all()).map_err(fail)?;
+    step(path).map_err(fail)?;
+    temporary.persist(path).map_err(|e| fail(e.error))?;
+    sync_dir(&dir);
+    Ok(value)
+}
+
+/// Writes a new file and syncs it, where there is none yet.
+///
+/// # Errors
+/// What the system says; of kind `AlreadyExists` where there is one. A file that could not be written whole is removed.
+pub fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    step(path)?;
+    let file = File::options().write(true).create_new(true).open(path)?;
+    let written = Stepping { to: &file, path }.write_all(bytes);
+    let synced = written.and_then(|()| step(path)).and_then(|()| file.sync_all());
+    if synced.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    synced
+}
+
+/// A file of which every write is a step that tests can let fail.
+struct Stepping<'a> {
+    to: &'a File,
+    path: &'a Path,
+}
+
+impl Write for Stepping<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        step(self.path)?;
+        self.to.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Comes before everything that a disk may refuse: creating, writing, syncing, renaming.
+#[cfg(not(test))]
+#[inline]
+fn step(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// [`write_atomic`] of bytes that are at hand.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, |file| file.write_all(bytes))
+}
+
+/// Creates a directory and its parents.
+///
+/// # Errors
+/// [`Error::CannotWrite`].
+pub fn write_dir(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| Error::writing(path, e))
+}
+
+/// Bytes that are free where a path is or would be, where the system tells.
+pub fn free(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let there =
+            path.ancestors().find(|path| path.exists() && !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let found = rustix::fs::statvfs(there).ok()?;
+        Some(found.f_bavail * found.f_frsize)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes a rename survive a power cut; some file systems cannot, which loses nothing else.
+fn sync_dir(dir: &Path) {
+    if let Ok(dir) = File::open(dir) {
+        let _ = dir.sync_all();
+    }
+}

@@ -1,0 +1,343 @@
+//! Activation datasets: what a model computes on a text, written part by part ([`crate::dataset`]).
+
+#[cfg(test)]
+mod faults;
+mod reader;
+mod rows;
+mod text;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use polars::prelude::*;
+
+use crate::config::Config;
+use crate::dataset::documents::Documents;
+use crate::dataset::lock::Lock;
+use crate::dataset::manifest::{Manifest, Record};
+use crate::dataset::plan::{Dtype, Plan, Request, stem};
+use crate::dataset::sequences::{Sequence, Sequences};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::gpt2::Gpt2;
+use crate::site::{Axis, Site};
+use crate::text::Tokenizer;
+use crate::tokens::batches;
+use crate::weights::sha256;
+use reader::Reader;
+use rows::Rows;
+use text::FILES;
+use writer::{Share, Writer};
+
+/// Bytes of a row group, about.
+const GROUP_BYTES: usize = 32 << 20;
+/// How long to wait for another process that is making the plan.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A dataset on its way.
+pub struct Export<'a> {
+    reader: Reader<'a>,
+    tokenizer: &'a Tokenizer,
+    dir: PathBuf,
+    plan: Plan,
+    id: String,
+    widths: Vec<usize>,
+    labels: Option<DataFrame>,
+    /// Parts that this process has hashed.
+    known: BTreeSet<usize>,
+}
+
+/// A share of the parts: those whose number leaves `index` when divided by `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Which, from 0.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+/// How far an export is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Rows that are computed and at most a batch away from being written, those of earlier runs included.
+    pub rows: u64,
+    /// Rows of all parts of the piece.
+    pub all: u64,
+    /// Rows that were there already.
+    pub before: u64,
+}
+
+/// Checks sites: every one must have one vector per position.
+///
+/// # Errors
+/// [`Error::Request`] for sites without one, and for the logits, which are 200 kB per token.
+pub fn check_sites(sites: &[Site]) -> Result<()> {
+    match sites.iter().find(|site| site.axes().get(1) != Some(&Axis::Pos) || **site == Site::Logits) {
+        Some(Site::Logits) => Err(Error::request("logits are no activations; `predict` has the likeliest tokens")),
+        Some(site) => Err(Error::request(format!("`{site}` has no vector per position, and no column in a dataset"))),
+        None if sites.is_empty() => Err(Error::request("there is no site to export")),
+        None => Ok(()),
+    }
+}
+
+/// Numbers per row of a site.
+pub fn width(config: &Config, site: Site) -> usize {
+    site.shape(&config.extents(1, 1, 0)).iter().product()
+}
+
+/// Bytes that a row takes in a dataset, its identity included.
+pub fn row_bytes(config: &Config, sites: &[Site], dtype: Dtype) -> u64 {
+    let size = if dtype == Dtype::F16 { 2 } else { 4 };
+    // prompt, document, pos, token_id, and a token of some letters
+    sites.iter().map(|site| (width(config, *site) * size + 5) as u64).sum::<u64>() + 26
+}
+
+impl<'a> Export<'a> {
+    /// Plans a dataset in `dir`, or takes up the one that was planned there.
+    ///
+    /// `documents` is asked for the text only where there is no plan yet.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where another request was planned in that directory, [`Error::CannotWrite`] for one that holds other
+    /// things, [`Error::TryAgain`] where another process keeps planning, [`Error::Request`] for options that exclude each
+    /// other, and faults of the text.
+    pub fn open(
+        model: &'a Gpt2,
+        tokenizer: &'a Tokenizer,
+        dir: &Path,
+        request: &Request,
+        documents: impl FnOnce() -> Result<Documents>,
+    ) -> Result<Self> {
+        request.check(model.config().n_positions)?;
+        open_dir(dir)?;
+        let plan = match Plan::open(dir)? {
+            Some(plan) => plan,
+            None => {
+                let _lock = wait(&dir.join("plan.lock"))?;
+                match Plan::open(dir)? {
+                    Some(plan) => plan, // made by another process meanwhile
+                    None => {
+                        remove_unfinished(dir, &[&FILES[..], &["plan.json"]].concat())?;
+                        text::write_plan(tokenizer, dir, request, documents()?)?
+                    }
+                }
+            }
+        };
+        plan.check_same(request, dir)?;
+        for (name, digest) in FILES.iter().zip(&plan.digests) {
+            let found = sha256(&dir.join(name))?;
+            if found != *digest {
+                return Err(Error::data(dir.join(name), format!("sha256 is {found} instead of {digest}")));
+            }
+        }
+        let labels = match plan.digests.len() {
+            3 => Some(read_parquet(&dir.join(FILES[2]))?),
+            _ => None,
+        };
+        let sequences = Sequences::open(&dir.join(FILES[0]), &dir.join(FILES[1]))?;
+        let sites = plan.sites()?;
+        check_sites(&sites)?;
+        let widths = sites.iter().map(|site| width(model.config(), *site)).collect();
+        let id = plan.id()?;
+        let reader = Reader { model, sites, sequences };
+        Ok(Self { reader, tokenizer, dir: dir.to_path_buf(), plan, id, widths, labels, known: BTreeSet::new() })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Writes the parts of a piece that are not there yet; `progress` is called after every batch, and `go_on` between parts.
+    /// Returns whether all are there.
+    ///
+    /// While a batch is computed the one before it is written, by a thread of its own.
+    ///
+    /// # Errors
+    /// [`Error::TryAgain`] where another process writes the same piece; what the model, the disk and `progress` return.
+    pub fn run(
+        &mut self,
+        piece: Piece,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        let name =
+            if piece.of == 1 { "lock".to_string() } else { format!("piece-{}-of-{}.lock", piece.index, piece.of) };
+        let _lock = Lock::open(&self.dir.join(name))?;
+        let own: Vec<usize> = (0..self.plan.parts.len()).filter(|i| i % piece.of == piece.index).collect();
+        remove_unfinished(&self.dir, &own.iter().map(|i| stem(*i) + ".").collect::<Vec<_>>())?;
+        let mut state = Progress { all: own.iter().map(|i| self.plan.parts[*i].rows).sum(), ..Progress::default() };
+        let mut left = Vec::new();
+        for &index in &own {
+            match self.is_written(index)? {
+                true => state.rows += self.plan.parts[index].rows,
+                false => left.push(index),
+            }
+        }
+        state.before = state.rows;
+        progress(state)?;
+        let Self { reader, tokenizer, dir, plan, id, widths, labels, known } = self;
+        let sites = reader.sites.clone();
+        let writer = Writer { dir, plan, id, tokenizer, labels: labels.as_ref(), sites: &sites, widths };
+        let done = std::thread::scope(|scope| {
+            let (shares, to_write) = sync_channel(0);
+            let (back, used) = channel();
+            let writing = scope.spawn(move || writer.write_all(&to_write, &back));
+            let done = Computing { reader, plan, widths, shares, used, state, progress }.parts(&left, go_on);
+            match writing.join() {
+                // Where the writer broke off, that is why nobody took the rows.
+                Ok(written) => written.and(done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        if done {
+            known.extend(own);
+        }
+        Ok(done)
+    }
+
+    /// Seals the dataset, if every part is there; those that other processes wrote are read once more.
+    ///
+    /// # Errors
+    /// As [`Manifest::seal`].
+    pub fn seal(&self) -> Result<Manifest> {
+        Manifest::seal(&self.dir, &self.plan, &self.known)
+    }
+
+    /// Rows per second, from the first batch, computed but not written.
+    ///
+    /// # Errors
+    /// As [`Export::run`].
+    pub fn measure(&mut self) -> Result<f64> {
+        let request = &self.plan.request;
+        let all = self.reader.sequences.all().to_vec();
+        let batch = cuts(&all, request.batch_tokens).swap_remove(0);
+        let mut rows = Rows::new(self.widths.len());
+        self.reader.read(&all[batch.clone()], &request.cut, &mut rows)?; // the first time pays for pages and caches
+        rows.clear();
+        let start = Instant::now();
+        self.reader.read(&all[batch], &request.cut, &mut rows)?;
+        Ok(rows.len() as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// Whether a part is there, to the bit.
+    fn is_written(&self, index: usize) -> Result<bool> {
+        let Some(record) = Record::open(&self.dir, &self.id, index)? else { return Ok(false) };
+        let path = self.dir.join(&record.file);
+        Ok(path.exists() && sha256(&path)? == record.sha256)
+    }
+}
+
+/// The half of the work that needs the model.
+struct Computing<'a, 'm> {
+    reader: &'a mut Reader<'m>,
+    plan: &'a Plan,
+    widths: &'a [usize],
+    shares: SyncSender<Share>,
+    used: Receiver<Rows>,
+    state: Progress,
+    progress: &'a mut dyn FnMut(Progress) -> Result<()>,
+}
+
+impl Computing<'_, '_> {
+    /// Computes parts one after the other; returns whether it came to their end.
+    fn parts(mut self, indices: &[usize], go_on: &dyn Fn() -> bool) -> Result<bool> {
+        for &index in indices {
+            if !go_on() || !self.part(index)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Computes a part and hands its rows to the writer; returns whether that took them.
+    fn part(&mut self, index: usize) -> Result<bool> {
+        let (part, request) = (self.plan.parts[index], &self.plan.request);
+        let per_row = row_bytes(self.reader.model.config(), &self.reader.sites, request.dtype);
+        let group = (GROUP_BYTES as u64 / per_row).max(1) as usize;
+        let own = self.reader.sequences.all()[part.first..part.first + part.sequences].to_vec();
+        let mut rows = self.fresh();
+        for batch in cuts(&own, request.batch_tokens) {
+            self.reader.read(&own[batch.clone()], &request.cut, &mut rows)?;
+            self.state.rows += own[batch].iter().map(|sequence| u64::from(sequence.rows)).sum::<u64>();
+            if rows.len() >= group && !request.gathers() {
+                let full = std::mem::replace(&mut rows, self.fresh());
+                if self.shares.send((index, full)).is_err() {
+                    return Ok(false);
+                }
+            }
+            (self.progress)(self.state)?;
+        }
+        if request.mixes_rows() {
+            let most = if request.layout.streams() { group } else { rows.len() };
+            let mut shuffled = rows.shuffled(self.widths, most, request.cut.seed, part.first as u64);
+            return Ok(shuffled.all(|rows| self.shares.send((index, rows)).is_ok()));
+        }
+        Ok(rows.len() == 0 || self.shares.send((index, rows)).is_ok())
+    }
+
+    /// No rows, in memory that was used before if there is some.
+    fn fresh(&self) -> Rows {
+        self.used.try_recv().unwrap_or_else(|_| Rows::new(self.widths.len()))
+    }
+}
+
+/// Sequences that pass through the model together, in their order.
+fn cuts(sequences: &[Sequence], most: usize) -> Vec<Range<usize>> {
+    batches(sequences.iter().map(|sequence| sequence.length as usize), most)
+}
+
+fn read_parquet(path: &Path) -> Result<DataFrame> {
+    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+    ParquetReader::new(file).finish().map_err(|e| Error::data(path, e.to_string()))
+}
+
+/// Takes a directory: a new one, an empty one, or one with a dataset or the beginning of one.
+fn open_dir(dir: &Path) -> Result<()> {
+    let cannot = |what: String| Error::CannotWrite { path: dir.to_path_buf(), what };
+    if dir.is_symlink() {
+        return Err(cannot("it is a link; name the directory itself".into()));
+    }
+    disk::write_dir(dir)?;
+    if dir.join("plan.json").exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::reading(dir, e))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    match names
+        .into_iter()
+        .find(|name| !name.starts_with('.') && name != "plan.lock" && !FILES.contains(&name.as_str()))
+    {
+        Some(name) => Err(cannot(format!("it holds other files ({}); name a new directory", name.escape_debug()))),
+        None => Ok(()),
+    }
+}
+
+/// Removes what a process that was killed was writing: hidden temporary files of the names that begin so.
+fn remove_unfinished(dir: &Path, beginnings: &[impl AsRef<str>]) -> Result<()> {
+    let fail = |e| Error::reading(dir, e);
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        let hidden = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp"));
+        if hidden.is_some_and(|name| beginnings.iter().any(|own| name.starts_with(own.as_ref()))) {
+            std::fs::remove_file(entry.path()).map_err(|e| Error::writing(entry.path(), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a lock, waiting for a process that holds it.
+fn wait(path: &Path) -> Result<Lock> {
+    let start = Instant::now();
+    loop {
+        match Lock::open(path) {
+            Err(Error::TryAgain(_)) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(100)),
+            other => return other,
+        }
+    }
+}
