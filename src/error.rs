@@ -100,6 +100,9 @@ pub enum Error {
     /// The user stopped it.
     #[error("interrupted{0}")]
     Interrupted(String),
+    /// The system, or somebody else, stopped it.
+    #[error("terminated{0}")]
+    Terminated(String),
     /// A tensor operation failed. The library checks its input first, so this is a bug.
     #[error("internal: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -130,6 +133,8 @@ pub enum Kind {
     TryAgain,
     /// The user stopped it.
     Interrupted,
+    /// The system, or somebody else, stopped it.
+    Terminated,
     /// Report it.
     Bug,
 }
@@ -151,6 +156,7 @@ impl Error {
             Error::Io { .. } => Kind::Io,
             Error::TryAgain(_) => Kind::TryAgain,
             Error::Interrupted(_) => Kind::Interrupted,
+            Error::Terminated(_) => Kind::Terminated,
             Error::Tensor(_) | Error::Frame(_) | Error::Bug(_) => Kind::Bug,
         }
     }

@@ -1,96 +1,25 @@
-//! Activation datasets: the right values, whole or not at all, whatever happens meanwhile.
+//! Activation datasets: the right values, on the texts and positions that were asked for.
 
 mod common;
+#[path = "common/place.rs"]
+mod place;
 #[path = "common/process.rs"]
 mod process;
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use common::{small_config, weights};
 use half::f16;
 use interp::dataset::documents::given;
-use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Request};
 use interp::dataset::sequences::Cut;
-use interp::shard::Layout;
 use interp::export::{Export, Piece};
-use interp::random::{Rng, stream};
+use interp::shard::Layout;
 use interp::{Gpt2, Tokenizer};
+use place::{Place, bits, manifest, read, sentences, u32s};
 use polars::prelude::*;
-use process::{Interp, files};
-
-/// Sentences of different length, the same for the same number.
-fn sentences(n: usize) -> String {
-    let words = ["Mary", "John", "shop", "went to the", "gave a drink to", "and", "park", "The key near the doors is"];
-    let mut rng = stream(1, "sentences", 0);
-    let line =
-        |rng: &mut _| (0..3 + random(rng, 9)).map(|_| words[random(rng, words.len())]).collect::<Vec<_>>().join(" ");
-    (0..n).map(|_| line(&mut rng) + "\n").collect()
-}
-
-fn random(rng: &mut interp::random::Stream, below: usize) -> usize {
-    rng.random_range(0..below)
-}
-
-/// A directory with a text in it.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new(lines: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("text.txt"), sentences(lines)).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// `interp export` of two sites of that text into a directory here.
-    fn export(&self, to: &str, options: &str) -> Interp {
-        let command = Interp::new().words("export --site resid_post.0,z.1 --context 32 --file");
-        command.arg(self.path("text.txt")).words("--out").arg(self.path(to)).words(options)
-    }
-
-    fn verify(&self, name: &str) -> Interp {
-        Interp::new().words("export verify").arg(self.path(name))
-    }
-}
-
-/// All rows of a dataset.
-fn read(dir: &Path) -> DataFrame {
-    let manifest = Manifest::open(dir).unwrap().expect("a sealed dataset");
-    let mut all: Option<DataFrame> = None;
-    for part in &manifest.parts {
-        let file = std::fs::File::open(dir.join(&part.file)).unwrap();
-        let frame = ParquetReader::new(file).finish().unwrap();
-        assert_eq!(frame.height() as u64, part.rows);
-        all = Some(match all {
-            Some(all) => all.vstack(&frame).unwrap(),
-            None => frame,
-        });
-    }
-    all.unwrap()
-}
-
-/// The bits of an array column, and its width.
-fn bits(frame: &DataFrame, name: &str) -> (usize, Vec<u32>) {
-    let arrays = frame.column(name).unwrap().array().unwrap().clone();
-    let inner = arrays.get_inner();
-    (arrays.width(), inner.f32().unwrap().into_no_null_iter().map(f32::to_bits).collect())
-}
-
-fn u32s(frame: &DataFrame, name: &str) -> Vec<u32> {
-    frame.column(name).unwrap().u32().unwrap().into_no_null_iter().collect()
-}
-
-fn manifest(dir: &Path) -> String {
-    std::fs::read_to_string(dir.join("manifest.json")).unwrap()
-}
+use process::Interp;
 
 #[test]
 fn values_are_those_of_capture_to_the_bit() {
@@ -199,164 +128,6 @@ fn statistics_are_those_of_all_rows() {
         let norms = table.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
         assert!(near(&[found.mean_norm], norms.mean_all().unwrap()), "{site}");
     }
-}
-
-#[test]
-fn fifty_kills_leave_what_no_kill_leaves() {
-    let place = Place::new(300);
-    let options = "--part-rows 60 --covariance -q";
-    place.export("whole", options).run().ok();
-    let mut rng = stream(2, "kills", 0);
-    let mut kills = 0;
-    let mut finished = false;
-    while kills < 50 {
-        let (mut child, _keep) = place.export("killed", options).spawn();
-        std::thread::sleep(Duration::from_millis(random(&mut rng, 60) as u64));
-        child.kill().unwrap(); // SIGKILL
-        finished |= child.wait().unwrap().success();
-        kills += 1;
-        if finished {
-            // All parts are there: begin again with some of them.
-            for index in 0..random(&mut rng, 40) {
-                let _ = std::fs::remove_file(place.path("killed").join(format!("part-{index:05}.json")));
-            }
-            finished = false;
-        }
-    }
-    place.export("killed", options).run().ok();
-    assert!(manifest(&place.path("killed")) == manifest(&place.path("whole")), "after 50 kills");
-    let left =
-        files(&place.path("killed")).into_iter().filter(|f| f.extension().is_some_and(|e| e == "tmp" || e == "lock"));
-    assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new());
-    place.verify("killed").run().ok();
-}
-
-#[test]
-fn pieces_make_the_whole() {
-    let place = Place::new(120);
-    place.export("one", "--part-rows 100 -q").run().ok();
-    for n in [3, 8] {
-        let name = format!("pieces{n}");
-        let running: Vec<_> =
-            (0..n).map(|i| place.export(&name, &format!("--part-rows 100 --shard {i}/{n} -q")).spawn()).collect();
-        for (mut child, _keep) in running {
-            assert!(child.wait().unwrap().success());
-        }
-        if n == 3 {
-            std::fs::remove_file(place.path(&name).join("part-00002.json")).unwrap();
-            let merge = Interp::new().words("export merge").arg(place.path(&name));
-            merge.run().refused(65, "parts are not there or not whole: part-00002.parquet");
-            place.export(&name, "--part-rows 100 --shard 2/3 -q").run().ok();
-        }
-        Interp::new().words("export merge").arg(place.path(&name)).run().ok();
-        assert!(manifest(&place.path(&name)) == manifest(&place.path("one")), "{n} pieces");
-    }
-}
-
-#[test]
-fn damage_is_named() {
-    let place = Place::new(60);
-    place.export("data", "--part-rows 100 -q").run().ok();
-    let dir = place.path("data");
-    let part = |i: usize| dir.join(format!("part-{i:05}.parquet"));
-    let refused = |wanted: &str| place.verify("data").run().refused(65, wanted);
-    let (first, second) = (std::fs::read(part(0)).unwrap(), std::fs::read(part(1)).unwrap());
-    let mut flipped = first.clone();
-    flipped[first.len() / 2] ^= 4;
-    std::fs::write(part(0), &flipped).unwrap();
-    refused("part-00000.parquet is damaged: its sha256 is");
-    std::fs::write(part(0), &first[..first.len() - 9]).unwrap();
-    refused(&format!("part-00000.parquet has {} bytes instead of {}", first.len() - 9, first.len()));
-    std::fs::remove_file(part(0)).unwrap();
-    refused("part-00000.parquet is missing");
-    std::fs::write(part(0), &second).unwrap();
-    std::fs::write(part(1), &first).unwrap();
-    let error = place
-        .verify("data")
-        .words("-q")
-        .run()
-        .refused(65, "part-00000.parquet holds what belongs into part-00001.parquet");
-    assert!(error.stderr.contains("and 1 more"), "{}", error.stderr);
-    std::fs::write(part(0), &first).unwrap();
-    std::fs::write(part(1), &second).unwrap();
-    place.verify("data").run().ok();
-    let sealed = manifest(&dir);
-    std::fs::write(dir.join("manifest.json"), sealed.replacen("\"rows\": ", "\"rows\": 1", 1)).unwrap();
-    refused("manifest.json has other parts than plan.json");
-    std::fs::write(dir.join("manifest.json"), "{").unwrap();
-    refused("manifest.json: no manifest");
-    std::fs::remove_file(dir.join("manifest.json")).unwrap();
-    refused("there is no manifest.json");
-    // What was damaged is written again.
-    std::fs::write(part(0), &flipped).unwrap();
-    place.export("data", "--part-rows 100 -q").run().ok();
-    assert!(manifest(&dir) == sealed);
-}
-
-#[test]
-fn one_writer_at_a_time() {
-    let place = Place::new(2000);
-    let (mut child, _keep) = place.export("data", "--part-rows 200").spawn();
-    let lock = place.path("data").join("lock");
-    while !lock.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it began");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let second = place.export("data", "--part-rows 200 -q").run();
-    assert_eq!(second.code, Some(75), "{}", second.stderr);
-    assert!(second.stderr.contains(&format!("lock is held by process {}", child.id())), "{}", second.stderr);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(lock.exists(), "a killed process leaves its lock");
-    place.export("data", "--part-rows 200 -q").run().ok();
-    place.verify("data").run().ok();
-}
-
-#[test]
-fn an_interrupt_ends_after_a_part_and_is_taken_up() {
-    let place = Place::new(2000);
-    let (mut child, _keep) = place.export("data", "--part-rows 200").spawn();
-    while !place.path("data").join("part-00001.json").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    // SAFETY: kill sends a signal to a child that was not waited for yet.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::kill(child.id() as i32, libc::SIGINT);
-    }
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    assert!(said.contains("rows; the same command continues"), "{said}");
-    assert!(!place.path("data").join("lock").exists() && !place.path("data").join("manifest.json").exists());
-    let outcome = place.export("data", "--part-rows 200").run().ok();
-    assert!(outcome.stdout.contains("from earlier"), "{}", outcome.stdout);
-}
-
-#[test]
-fn a_full_disk_leaves_what_was_there() {
-    let place = Place::new(300);
-    let outcome = place.export("data", "--part-rows 1000 -q").limit_files(300_000).run();
-    assert!(matches!(outcome.code, Some(73 | 74)), "{outcome:?}");
-    assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{}", outcome.stderr);
-    let tmp = files(&place.path("data")).into_iter().filter(|file| file.extension().is_some_and(|e| e == "tmp"));
-    assert_eq!(tmp.count(), 0);
-    place.export("data", "--part-rows 1000 -q").run().ok();
-    place.export("whole", "--part-rows 1000 -q").run().ok();
-    assert!(manifest(&place.path("data")) == manifest(&place.path("whole")));
-}
-
-#[test]
-fn memory_does_not_grow_with_the_text() {
-    let peak = |lines: usize| -> f64 {
-        let place = Place::new(lines);
-        let outcome = place.export("data", "--part-rows 2000 --format json").run().ok();
-        let told: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
-        told["memory"]["peak"].as_f64().unwrap()
-    };
-    let (once, ten_times) = (peak(600), peak(6000));
-    assert!(ten_times < 1.2 * once, "{once} bytes, {ten_times} for ten times the text");
 }
 
 #[test]

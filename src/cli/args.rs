@@ -35,6 +35,9 @@ pub struct Global {
     /// Directory for frame, figures and run.json [default: outputs/COMMAND/NAME].
     #[arg(long, global = true, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Directory outputs/COMMAND/NAME; letters, digits, dots, dashes and underscores.
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "out", value_parser = run_name)]
+    pub name: Option<String>,
     /// What stdout carries: text for people, or the whole frame as json or csv.
     #[arg(long, global = true, default_value = "text", value_enum)]
     pub format: Format,
@@ -50,6 +53,17 @@ pub struct Global {
     /// Refuse weights with values that are not finite, instead of warning.
     #[arg(long, global = true)]
     pub strict: bool,
+}
+
+/// A name that is one directory below another, on every system.
+fn run_name(name: &str) -> Result<String, String> {
+    let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    let reserved = ["con", "prn", "aux", "nul"].contains(&name.to_ascii_lowercase().as_str());
+    let ends = name.starts_with(['.', '-']) || name.ends_with('.');
+    if (1..=64).contains(&name.len()) && letters && !ends && !reserved {
+        return Ok(name.to_string());
+    }
+    Err("a name is 1 to 64 letters, digits, dots, dashes and underscores, with no dot or dash in front; --out takes any directory".into())
 }
 
 /// Where text comes from.

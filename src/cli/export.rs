@@ -1,7 +1,5 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use interp::dataset::documents::{self, Documents};
@@ -19,6 +17,7 @@ use serde_json::json;
 use super::args::{Format, Global};
 use super::bench::Bench;
 use super::report::{bar, csv, output_dir, print, rows, say};
+use super::stop::Stop;
 use super::{note, request};
 
 /// Bytes of a part, about.
@@ -180,12 +179,7 @@ fn export(options: Options, global: &Global) -> Result<()> {
     let (parts, all) = (work.plan().parts.len(), work.plan().rows());
     let (n, of) = (counted(sites.len(), "site"), counted(parts, "part"));
     note(global.quiet, &format!("{n}, {all} rows in {of}: about {}", memory::human(bytes)));
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The first one ends after the part that is being written, the second one at once.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
+    let stop = Stop::listen();
     let start = Instant::now();
     let bar = bar(global.quiet, 0, "{pos}/{len} rows [{wide_bar}] {per_sec}, {msg}, {eta} left");
     let mut last = Progress::default();
@@ -198,10 +192,10 @@ fn export(options: Options, global: &Global) -> Result<()> {
         last = now;
         Ok(())
     };
-    let done = work.run(piece, &mut progress, &|| !stop.load(Ordering::Relaxed));
+    let done = work.run(piece, &mut progress, &|| !stop.is_asked());
     bar.finish_and_clear();
     if !done? {
-        return Err(Error::Interrupted(format!(" at {} of {} rows; the same command continues", last.rows, last.all)));
+        return Err(stop.error(format!(" at {} of {} rows; the same command continues", last.rows, last.all)));
     }
     let seconds = start.elapsed().as_secs_f64();
     let rate = (last.rows - last.before) as f64 / seconds;

@@ -26,6 +26,7 @@ mod residual;
 mod sites;
 mod source;
 mod steer;
+mod stop;
 mod tokens;
 mod train;
 mod training;
@@ -170,6 +171,7 @@ fn exit_code(kind: Kind) -> u8 {
         Kind::Io => 74,
         Kind::TryAgain => 75,
         Kind::Interrupted => 130,
+        Kind::Terminated => 143,
     }
 }
 

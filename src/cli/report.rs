@@ -123,11 +123,13 @@ pub fn arguments() -> Vec<String> {
     std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
 
-/// Where a command writes: --out, or a directory named after the command and what it is about.
+/// Where a command writes: --out, or a directory named after the command and by --name or what it is about.
 pub fn output_dir(command: &str, global: &Global, name: &str) -> Result<PathBuf> {
-    let dir = match &global.out {
-        Some(dir) => dir.clone(),
-        None => Path::new("outputs").join(command).join(slug(name)),
+    let below = Path::new("outputs").join(command);
+    let dir = match (&global.out, &global.name) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(own)) => below.join(own),
+        (None, None) => below.join(slug(name)),
     };
     if dir.exists() && !dir.is_dir() {
         return Err(Error::CannotWrite { path: dir, what: "it is a file; --out names a directory".into() });

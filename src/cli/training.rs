@@ -2,8 +2,6 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use interp::recipe::Recipe;
@@ -16,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::report::{arguments, bar, csv, output_dir, print, rows, say};
+use super::stop::Stop;
 use super::{note, request};
 
 /// Options of both commands.
@@ -112,16 +111,12 @@ pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Gl
             rayon::current_num_threads()
         ),
     );
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The first one asks to stop after the step; the second ends the process, whose last checkpoint is whole.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
+    // What it ends with is the last checkpoint, which is whole.
+    let stop = Stop::listen();
     train(&mut trainer, &dir, &metrics_path, &mut metrics, &stop, global)?;
-    if stop.load(Ordering::Relaxed) {
+    if stop.is_asked() {
         trainer.save_state(&dir)?;
-        return Err(Error::Interrupted(format!(" at step {}; the same command continues", trainer.steps())));
+        return Err(stop.error(format!(" at step {}; the same command continues", trainer.steps())));
     }
     trainer.save_model(&dir)?;
     finish(command, &trainer, &dir, &metrics, global)
@@ -227,7 +222,7 @@ fn train(
     dir: &Path,
     metrics_path: &Path,
     metrics: &mut Vec<Metric>,
-    stop: &AtomicBool,
+    stop: &Stop,
     global: &Global,
 ) -> Result<()> {
     let knobs = trainer.recipe().train.clone();
@@ -247,7 +242,7 @@ fn train(
         let loss = trainer.evaluate()?.0;
         record(metrics, Metric { step: 0, split: "validation".into(), loss, lr: 0.0, tokens_per_second: 0.0 })?;
     }
-    while !trainer.is_done() && !stop.load(Ordering::Relaxed) {
+    while !trainer.is_done() && !stop.is_asked() {
         let start = Instant::now();
         let step = trainer.step()?;
         let tokens_per_second = trainer.tokens_per_step() as f64 / start.elapsed().as_secs_f64();

@@ -165,36 +165,35 @@ impl Manifest {
         }
     }
 
+    /// The manifest and the plan of a sealed dataset, which belong together.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where there is none, or where they do not.
+    pub fn open_sealed(dir: &Path) -> Result<(Self, Plan)> {
+        let manifest = Self::open(dir)?
+            .ok_or_else(|| Error::data(dir, "there is no manifest.json: no dataset, or one that is not complete"))?;
+        let plan = Plan::open(dir)?.ok_or_else(|| Error::data(dir, "plan.json is missing"))?;
+        if plan.id()? != manifest.plan {
+            return Err(Error::data(dir, "plan.json and manifest.json do not belong together"));
+        }
+        let same = plan.parts.len() == manifest.parts.len()
+            && plan.rows() == manifest.rows
+            && plan.parts.iter().zip(&manifest.parts).all(|(plan, entry)| plan.rows == entry.rows)
+            && manifest.parts.iter().enumerate().all(|(index, entry)| entry.file == plan.part_file(index));
+        match same {
+            true => Ok((manifest, plan)),
+            false => Err(Error::data(dir, "manifest.json has other parts than plan.json")),
+        }
+    }
+
     /// Everything that is not as it was when the dataset was sealed.
     ///
     /// # Errors
-    /// [`Error::Data`] for a directory without a sealed dataset.
+    /// As [`Manifest::open_sealed`].
     pub fn faults(dir: &Path) -> Result<(Self, Vec<String>)> {
-        let manifest = Self::open(dir)?
-            .ok_or_else(|| Error::data(dir, "there is no manifest.json: no dataset, or one that is not complete"))?;
+        let (manifest, _) = Self::open_sealed(dir)?;
         let mut faults = Vec::new();
-        match Plan::open(dir)? {
-            None => faults.push("plan.json is missing".to_string()),
-            Some(plan) if plan.id()? != manifest.plan => {
-                faults.push("plan.json and manifest.json do not belong together".to_string());
-            }
-            Some(plan) => {
-                let same = plan.parts.len() == manifest.parts.len()
-                    && plan.parts.iter().zip(&manifest.parts).all(|(plan, entry)| plan.rows == entry.rows);
-                if !same || plan.rows() != manifest.rows {
-                    faults.push("manifest.json has other parts than plan.json".to_string());
-                }
-            }
-        }
-        for (index, entry) in manifest.parts.iter().enumerate() {
-            if !entry
-                .file
-                .strip_prefix(&stem(index))
-                .is_some_and(|rest| rest.starts_with('.') && !rest.contains(['/', '\\']))
-            {
-                faults.push(format!("part {index} is called {}", crate::error::printable(&entry.file)));
-                continue;
-            }
+        for entry in &manifest.parts {
             if let Some(fault) = entry.read_fault(dir, false)? {
                 let other = |e: &&Entry| e.file != entry.file && fault.ends_with(&e.sha256);
                 faults.push(match manifest.parts.iter().find(other) {
@@ -208,6 +207,24 @@ impl Manifest {
 }
 
 impl Entry {
+    /// Reads the file, if its bytes are those that were sealed.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a file that is missing, cut short, damaged or another one.
+    pub fn read(&self, dir: &Path) -> Result<Vec<u8>> {
+        let path = dir.join(&self.file);
+        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::data(&path, "is missing from the dataset; export it again"),
+            _ => Error::reading(&path, e),
+        })?;
+        let sha256 = weights::sha256_of(&bytes);
+        if sha256 == self.sha256 {
+            return Ok(bytes);
+        }
+        let what = format!("is not what was sealed, but {} bytes of sha256 {sha256}; export it again", bytes.len());
+        Err(Error::data(&path, what))
+    }
+
     /// What is wrong with the file, if anything; if its bytes are `known`, only its size is looked at.
     fn read_fault(&self, dir: &Path, known: bool) -> Result<Option<String>> {
         let path = dir.join(&self.file);

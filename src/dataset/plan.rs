@@ -111,6 +111,8 @@ impl Request {
             "SAELens reads sequences of one length: add --pack".to_string()
         } else if cut.skip_first || cut.sample.is_some() || !cut.is_disjoint() {
             "SAELens reads whole sequences: leave out --skip-first-token, --sample and --stride".to_string()
+        } else if self.dtype != Dtype::F32 {
+            "SAELens reads f32: leave out --store f16".to_string()
         } else {
             return Ok(());
         };

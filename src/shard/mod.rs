@@ -1,4 +1,5 @@
-//! Shards: Parquet files of activations, written nearly as fast as bare bytes and read by everything that reads Parquet.
+//! Shards: files of activations ([`Layout`]); Parquet above all, written nearly as fast as bare bytes and read by everything
+//! that reads Parquet.
 //!
 //! A shard has small identity columns (`prompt`, `pos`, `token`, labels …) and wide columns, one `Array[f32|f16, d]`
 //! per site. A Parquet list column stores for every number whether it starts a row; general writers find that out
@@ -19,6 +20,7 @@ mod layout;
 mod levels;
 mod npz;
 mod page;
+mod reader;
 mod sequences;
 mod tensors;
 mod writer;
@@ -26,5 +28,6 @@ mod writer;
 pub use column::{Real, Values, Wide};
 pub use layout::{Layout, Shard, ShardOptions};
 pub use page::PAGE_BYTES;
+pub use reader::ShardReader;
 pub use sequences::saved_dataset;
 pub use writer::{ShardWriter, Summary};

@@ -95,6 +95,21 @@ impl Interp {
         self
     }
 
+    /// Lets it run where `dir` is a file system in memory of its own, mounted with these options.
+    pub fn mounted(mut self, dir: &Path, options: &str) -> Self {
+        let mut command = Command::new("unshare");
+        let script = "mount -t tmpfs -o \"$1\" tmpfs \"$2\" && shift 2 && exec \"$@\"";
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", options]).arg(dir);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        command
+            .current_dir(self.dir.path())
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+        self.command = command;
+        self
+    }
+
     /// Kills the process if it asks for a network socket (seccomp, so that no path can be forgotten).
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub fn forbid_sockets(mut self) -> Self {
@@ -187,6 +202,23 @@ impl Outcome {
         let runs: Vec<PathBuf> = files(self.dir.path()).into_iter().filter(|f| f.ends_with("run.json")).collect();
         assert_eq!(runs.len(), 1, "{runs:?}");
         runs[0].parent().unwrap().to_path_buf()
+    }
+}
+
+/// Whether this machine lets anybody mount a file system that only its own process sees.
+pub fn can_mount() -> bool {
+    let probe = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"])
+        .status();
+    probe.is_ok_and(|status| status.success())
+}
+
+/// Sends a signal to a child that was not waited for yet.
+pub fn signal(child: &std::process::Child, signal: i32) {
+    // SAFETY: kill touches no memory of ours.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::kill(child.id() as i32, signal);
     }
 }
 

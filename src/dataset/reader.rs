@@ -1,0 +1,85 @@
+//! Reading a dataset back, and nothing that is not what was written.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use polars::prelude::DataFrame;
+
+use super::manifest::Manifest;
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::shard::{Layout, ShardReader};
+
+/// A sealed dataset in Parquet.
+pub struct Dataset {
+    dir: PathBuf,
+    plan: Plan,
+    manifest: Manifest,
+}
+
+impl Dataset {
+    /// Opens a directory that `export` made. Parts are looked at when they are read.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a directory without a sealed dataset, for a manifest that is not its plan's, and for another
+    /// layout than Parquet.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (manifest, plan) = Manifest::open_sealed(dir)?;
+        if plan.request.layout != Layout::Parquet {
+            let what = format!("its parts are {} files; only Parquet is read here", plan.request.layout.extension());
+            return Err(Error::data(dir, what));
+        }
+        Ok(Self { dir: dir.to_path_buf(), plan, manifest })
+    }
+
+    /// How it was made.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Reads a part, after its bytes were found to be those that were sealed.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a part that is missing, cut short, damaged or another one.
+    pub fn read_part(&self, index: usize) -> Result<ShardReader> {
+        let entry = &self.manifest.parts[index];
+        ShardReader::parse(entry.read(&self.dir)?, &self.dir.join(&entry.file))
+    }
+
+    /// Identity of all rows: `prompt`, `document`, `pos`, `token_id`, `token` and the labels.
+    ///
+    /// # Errors
+    /// As [`Dataset::read_part`].
+    pub fn read_identity(&self) -> Result<DataFrame> {
+        let mut all: Option<DataFrame> = None;
+        for index in 0..self.manifest.parts.len() {
+            let part = self.read_part(index)?.identity()?;
+            match &mut all {
+                Some(all) => {
+                    all.vstack_mut(&part)?;
+                }
+                None => all = Some(part),
+            }
+        }
+        all.ok_or_else(|| Error::data(&self.dir, "a dataset without parts"))
+    }
+
+    /// All rows of a site, by the name that it has in the dataset: `[row, d]`, in f32.
+    ///
+    /// # Errors
+    /// As [`Dataset::read_part`], and [`Error::Request`] for a site that is not in it.
+    pub fn read_site(&self, name: &str) -> Result<Array2<f32>> {
+        let mut all = Vec::new();
+        for index in 0..self.manifest.parts.len() {
+            all.append(&mut self.read_part(index)?.values(name)?);
+        }
+        let rows = self.manifest.rows as usize;
+        let width = all.len() / rows.max(1);
+        Array2::from_shape_vec((rows, width), all).map_err(|e| Error::data(&self.dir, e.to_string()))
+    }
+}
