@@ -339,7 +339,8 @@ fn a_name_is_one_directory_below_the_commands() {
     let outcome = with_prompt("tokens").words("--name ioi_2.first-try").run().ok();
     assert!(outcome.output().ends_with("outputs/tokens/ioi_2.first-try"));
     let long = "x".repeat(65);
-    for name in ["../x", "/abs", "a/b", ".", "..", "", "CON", "-x", ".hidden", "end.", "größe", "a b", "a\\b", &long] {
+    for name in ["../x", "/abs", "a/b", ".", "..", "", "CON", "-x", ".hidden", "end.", "größe", "a b", "a\\b", &long]
+    {
         with_prompt("tokens").arg(format!("--name={name}")).run().refused(2, "a name is 1 to 64 letters");
     }
     with_prompt("tokens").words("--name a --out b").run().refused(2, "cannot be used with");

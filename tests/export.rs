@@ -143,6 +143,16 @@ fn another_request_is_not_mixed_in() {
         assert_eq!(outcome.code, Some(65), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(wanted) && outcome.stderr.contains("name another --out"), "{}", outcome.stderr);
     }
+    let tiny = interp::embedded::model().unwrap();
+    let other = Gpt2::new(tiny.config().clone(), |name| {
+        let tensor = tiny.tensors().into_iter().find(|(own, _)| own == name).unwrap().1.clone();
+        Ok(if name == "ln_f.bias" { (tensor + 1e-3)? } else { tensor })
+    });
+    std::fs::create_dir(place.path("model")).unwrap();
+    let tokenizer = interp::embedded::tokenizer().unwrap();
+    interp::weights::write_model(&place.path("model"), &other.unwrap(), Some(&tokenizer)).unwrap();
+    let outcome = place.export("data", "--model").arg(place.path("model")).run();
+    assert!(outcome.code == Some(65) && outcome.stderr.contains("weights was"), "{}", outcome.stderr);
     std::fs::write(place.path("text.txt"), sentences(21)).unwrap();
     let outcome = place.export("data", "").run();
     assert!(outcome.code == Some(65) && outcome.stderr.contains("text was"), "{}", outcome.stderr);
