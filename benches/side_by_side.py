@@ -140,4 +140,5 @@ def main():
         contender.close()
 
 
-main()
+if __name__ == "__main__":
+    main()
