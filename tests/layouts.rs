@@ -20,7 +20,7 @@ use polars_arrow::array::{FixedSizeListArray, ListArray, PrimitiveArray};
 use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadata};
 use process::Interp;
 
-const LINES: &str = r#"{"text": "Mary went to the shop", "kind": "place", "score": 1.5, "n": 3, "good": true}
+const LINES: &str = r#"{"text": "Mary went to the shop", "kind": "place", "score": 1.3333333333333335, "n": 3, "good": true}
 {"text": "The key near the doors is", "kind": "Schlüssel", "score": null, "n": -4, "good": false}
 "#;
 
