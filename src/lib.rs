@@ -29,7 +29,7 @@
 //!
 //! 1. names: [`site`], [`hooks`], [`error`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
-//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
+//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`sweep`], [`trunk`], [`circuits`], [`convention`], [`target`],
 //!    [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
@@ -65,8 +65,10 @@ pub mod embedded;
 pub mod error;
 pub mod export;
 pub mod figure;
+pub mod folds;
 pub mod frame;
 pub mod freeze;
+pub mod gather;
 pub mod generate;
 pub mod gpt2;
 pub mod heads;
@@ -95,6 +97,7 @@ pub mod residual;
 pub mod sampling;
 pub mod shard;
 pub mod site;
+mod slots;
 pub mod stack;
 pub mod stats;
 pub mod steer;

@@ -1,19 +1,18 @@
 //! Prompt pairs as data: templates with slots, what is corrupted, and what answers.
 //!
-//! A file has `templates` with names in braces; `[class.X]` with the words to draw from, which may have `fields`; `[slot]`,
-//! what is drawn for each pair (slots of one class are always different, `{ class, from, to }` bounds the rows); `[[arrange]]`,
-//! ways in which roles stand for slots, with templates of their own if they like; `[[corrupt]]`, what the second prompt has
-//! instead; and `[answer]`, a text, or the rows of an ordered class `after` or `up_to` a slot. A name is looked up among the
-//! roles first, then among the slots, and may have a field: `noun.plural`.
+//! A file has `templates`, `[class.X]` and `[slot]` ([`crate::slots`]); `[[arrange]]`, ways in which roles stand for slots, with
+//! templates of their own if they like; `[[corrupt]]`, what the second prompt has instead; and `[answer]`, a text, or the rows
+//! of an ordered class `after` or `up_to` a slot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::pair::{Pair, Question};
-use crate::random::{Rng, SliceRandom, Stream, stream};
+use crate::random::{SliceRandom, stream};
+use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
 use crate::target::Target;
 use crate::text::{Encoding, Tokenizer};
 
@@ -48,27 +47,12 @@ pub struct PairSet {
     answer: Answers,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Class {
-    #[serde(default)]
-    fields: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
-enum Slot {
-    Any(String),
-    Bounded { class: String, from: usize, to: usize },
-}
-
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Arrange {
     name: String,
     #[serde(default)]
-    roles: BTreeMap<String, String>,
+    roles: Roles,
     #[serde(default)]
     templates: Vec<String>,
 }
@@ -77,7 +61,7 @@ struct Arrange {
 #[serde(deny_unknown_fields)]
 struct Corrupt {
     name: String,
-    set: BTreeMap<String, String>,
+    set: Roles,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -110,9 +94,6 @@ pub struct Drawn {
     pub wrong: Vec<String>,
 }
 
-/// The fault in words; the caller says where.
-type Fallible<T> = std::result::Result<T, String>;
-
 impl PairSet {
     /// The set of that name among those that come with the workbench.
     pub fn shipped(name: &str) -> Option<Result<Self>> {
@@ -139,36 +120,18 @@ impl PairSet {
         Ok(set)
     }
 
+    fn slots(&self) -> Slots<'_> {
+        Slots { class: &self.class, slot: &self.slot }
+    }
+
     fn check(&self) -> Fallible<()> {
-        for (name, class) in &self.class {
-            let fields = class.fields.len().max(1);
-            match class.rows.iter().find(|row| row.len() != fields) {
-                Some(row) => return Err(format!("class {name}: {row:?} has not {fields} words")),
-                None if class.rows.is_empty() => return Err(format!("class {name} is empty")),
-                None => {}
-            }
-        }
-        let mut earlier: Vec<(&str, usize, usize)> = Vec::new();
-        for name in self.slot.keys() {
-            let (class, from, to) = self.bounds(name)?;
-            if from > to || to >= class.rows.len() {
-                return Err(format!("slot {name}: rows {from}..={to} of {}", class.rows.len()));
-            }
-            // Whatever the slots before it get, a row must be left.
-            let class = self.class_of(name)?;
-            let rivals = || earlier.iter().filter(|(other, a, b)| *other == class && *a <= to && from <= *b);
-            let untouched = (from..=to).any(|row| rivals().all(|(_, a, b)| row < *a || *b < row));
-            if !untouched && to - from < rivals().count() {
-                return Err(too_few(name));
-            }
-            earlier.push((class, from, to));
-        }
+        self.slots().check()?;
         if self.corrupt.is_empty() || self.arrange.iter().any(|arrange| arrange.templates.is_empty()) {
             return Err("a set needs templates and a corruption".into());
         }
         for (arrange, template) in self.forms() {
             for corrupt in &self.corrupt {
-                let picks = self.pick(&mut stream(0, "pairs", 0))?;
+                let picks = self.slots().pick(&mut stream(0, "pairs", 0))?;
                 let form =
                     |what: String| format!("{} `{template}`, corrupted by {}: {what}", arrange.name, corrupt.name);
                 self.fill(arrange, template, corrupt, &picks).map_err(form)?;
@@ -220,61 +183,18 @@ impl PairSet {
                 order[at]
             }
         };
-        let picks = self.pick(&mut stream(seed, "pairs", index)).map_err(Error::Bug)?;
+        let picks = self.slots().pick(&mut stream(seed, "pairs", index)).map_err(Error::Bug)?;
         self.fill(forms[form].0, forms[form].1, corrupt, &picks).map_err(Error::Bug)
     }
 
-    /// The class that a slot draws from.
-    fn class_of(&self, slot: &str) -> Fallible<&str> {
-        match self.slot.get(slot) {
-            Some(Slot::Any(class) | Slot::Bounded { class, .. }) => Ok(class),
-            None => Err(format!("there is no slot or role `{slot}`")),
-        }
-    }
-
-    /// That class, and its first and last row that the slot may get.
-    fn bounds(&self, slot: &str) -> Fallible<(&Class, usize, usize)> {
-        let name = self.class_of(slot)?;
-        let bounds = match self.slot.get(slot) {
-            Some(Slot::Bounded { from, to, .. }) => Some((*from, *to)),
-            _ => None,
-        };
-        let class = self.class.get(name).ok_or_else(|| format!("slot {slot}: there is no class `{name}`"))?;
-        let (from, to) = bounds.unwrap_or((0, class.rows.len().saturating_sub(1)));
-        Ok((class, from, to))
-    }
-
-    /// A row of its class for every slot; slots of one class get different rows.
-    fn pick(&self, rng: &mut Stream) -> Fallible<BTreeMap<&str, usize>> {
-        let mut picks = BTreeMap::new();
-        let mut taken: BTreeSet<(&str, usize)> = BTreeSet::new();
-        for name in self.slot.keys() {
-            let ((_, from, to), class) = (self.bounds(name)?, self.class_of(name)?);
-            let free: Vec<usize> = (from..=to).filter(|row| !taken.contains(&(class, *row))).collect();
-            if free.is_empty() {
-                return Err(too_few(name));
-            }
-            let row = free[rng.random_range(0..free.len())];
-            taken.insert((class, row));
-            picks.insert(name.as_str(), row);
-        }
-        Ok(picks)
-    }
-
-    fn fill(
-        &self,
-        arrange: &Arrange,
-        template: &str,
-        corrupt: &Corrupt,
-        picks: &BTreeMap<&str, usize>,
-    ) -> Fallible<Drawn> {
-        let none = BTreeMap::new();
-        let mut roles = arrange.roles.clone();
-        let mut slots = BTreeMap::new();
+    fn fill(&self, arrange: &Arrange, template: &str, corrupt: &Corrupt, picks: &Picks<'_>) -> Fallible<Drawn> {
+        let (all, own) = (self.slots(), &arrange.roles);
+        let mut roles = own.clone();
+        let mut slots = Roles::new();
         for (name, value) in &corrupt.set {
             // Values are those of the clean prompt, so that two overrides can exchange two names.
-            let value = arrange.roles.get(value).unwrap_or(value).clone();
-            if arrange.roles.contains_key(name) {
+            let value = own.get(value).unwrap_or(value).clone();
+            if own.contains_key(name) {
                 roles.insert(name.clone(), value);
             } else if self.slot.contains_key(name) {
                 slots.insert(name.clone(), value);
@@ -284,7 +204,7 @@ impl PairSet {
         }
         let answers = |answer: &Answer| -> Fallible<Vec<String>> {
             let rows = |class: &str, slot: &str| -> Fallible<(&Class, usize)> {
-                if self.class_of(slot)? != class {
+                if all.class_of(slot)? != class {
                     return Err(format!("slot `{slot}` does not draw from class `{class}`, whose rows answer"));
                 }
                 let class = self.class.get(class).ok_or_else(|| format!("there is no class `{class}`"))?;
@@ -292,10 +212,10 @@ impl PairSet {
             };
             let first = |rows: &[Vec<String>]| rows.iter().map(|row| row[0].clone()).collect();
             match answer {
-                Answer::Text(text) => Ok(vec![self.written(text, &arrange.roles, &none, picks)?]),
+                Answer::Text(text) => Ok(vec![all.written(text, &[own], picks)?.text]),
                 Answer::After { class, after } => {
                     let (class, row) = rows(class, after)?;
-                    if self.bounds(after)?.2 + 1 == class.rows.len() {
+                    if all.bounds(after)?.2 + 1 == class.rows.len() {
                         return Err(format!("no row comes after the last that slot `{after}` may get"));
                     }
                     Ok(first(&class.rows[row + 1..]))
@@ -305,61 +225,12 @@ impl PairSet {
         };
         Ok(Drawn {
             template: named(arrange, template),
-            clean: self.written(template, &arrange.roles, &none, picks)?,
-            corrupt: self.written(template, &roles, &slots, picks)?,
+            clean: all.written(template, &[own], picks)?.text,
+            corrupt: all.written(template, &[&roles, &slots], picks)?.text,
             answer: answers(&self.answer.right)?,
             wrong: answers(&self.answer.wrong)?,
         })
     }
-
-    /// A text with the words in place of its names.
-    fn written(
-        &self,
-        text: &str,
-        roles: &BTreeMap<String, String>,
-        slots: &BTreeMap<String, String>,
-        picks: &BTreeMap<&str, usize>,
-    ) -> Fallible<String> {
-        let mut out = String::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('{') {
-            let closed = after.split_once('}').filter(|(name, _)| !name.contains('{'));
-            let (name, after) = closed.ok_or("a brace is not closed")?;
-            out.push_str(before);
-            out.push_str(self.word(name, roles, slots, picks)?);
-            rest = after;
-        }
-        Ok(out + rest)
-    }
-
-    fn word(
-        &self,
-        name: &str,
-        roles: &BTreeMap<String, String>,
-        slots: &BTreeMap<String, String>,
-        picks: &BTreeMap<&str, usize>,
-    ) -> Fallible<&str> {
-        let (base, field) = name.split_once('.').map_or((name, None), |(base, field)| (base, Some(field)));
-        let meant = roles.get(base).or_else(|| slots.get(base)).map_or(base, String::as_str);
-        let (slot, own) = meant.split_once('.').map_or((meant, None), |(slot, field)| (slot, Some(field)));
-        let (class, ..) = self.bounds(slot)?;
-        let row = &class.rows[*picks.get(slot).ok_or_else(|| format!("slot `{slot}` was not drawn"))?];
-        let column = match field.or(own) {
-            None if class.fields.len() > 1 => {
-                return Err(format!("`{name}` needs a field: {}", class.fields.join(", ")));
-            }
-            None => 0,
-            Some(field) => {
-                let found = class.fields.iter().position(|own| own == field);
-                found.ok_or_else(|| format!("`{name}`: there is no field `{field}`"))?
-            }
-        };
-        Ok(&row[column])
-    }
-}
-
-fn too_few(slot: &str) -> String {
-    format!("slot {slot}: its class has too few rows for all of its slots")
 }
 
 fn named(arrange: &Arrange, template: &str) -> String {

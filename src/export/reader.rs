@@ -1,13 +1,10 @@
 //! Running the model on sequences, and keeping what is asked for.
 
-use std::collections::BTreeMap;
-
 use super::rows::Rows;
 use crate::dataset::sequences::{Cut, Sequence, Sequences};
 use crate::error::Result;
-use crate::frame;
-use crate::gpt2::{Gpt2, LogitsAt};
-use crate::plan::Plan;
+use crate::gather::read_rows;
+use crate::gpt2::Gpt2;
 use crate::site::Site;
 use crate::tokens::Tokens;
 
@@ -31,46 +28,6 @@ impl Reader<'_> {
                 rows.token_id.push(ids[pos as usize]);
             }
         }
-        let tokens = Tokens::from_ids(ids)?;
-        let mut columns: BTreeMap<Site, Vec<usize>> = BTreeMap::new();
-        for (i, site) in self.sites.iter().enumerate() {
-            columns.entry(read_at(*site)).or_default().push(i);
-        }
-        let mut plan = Plan::new().reads(columns.keys().copied()).logits(LogitsAt::None);
-        // Nothing behind the last site is computed.
-        if let Some(until) = columns.keys().map(|site| layers_of(*site)).collect::<Option<Vec<_>>>() {
-            plan = plan.until(until.into_iter().max().unwrap_or(0));
-        }
-        plan.run_each(self.model, &tokens, &mut |site, value| {
-            frame::with_f32(value, |all| {
-                let (padded, width) = (tokens.longest(), all.len() / (tokens.len() * tokens.longest()));
-                for column in &columns[&site] {
-                    let column = &mut rows.values[*column];
-                    for (prompt, positions) in chosen.iter().enumerate() {
-                        for run in positions.chunk_by(|a, b| a + 1 == *b) {
-                            let at = (prompt * padded + run[0] as usize) * width;
-                            column.extend_from_slice(&all[at..at + run.len() * width]);
-                        }
-                    }
-                }
-            })
-        })?;
-        Ok(())
-    }
-}
-
-/// A stream is the same at the end of a layer and at the start of the next, which then need not be computed.
-fn read_at(site: Site) -> Site {
-    match site {
-        Site::ResidPre(layer) if layer > 0 => Site::ResidPost(layer - 1),
-        site => site,
-    }
-}
-
-/// The layers that a run passes to reach a site; none for what comes after all of them.
-fn layers_of(site: Site) -> Option<usize> {
-    match site {
-        Site::Embed | Site::PosEmbed => Some(0),
-        site => site.layer().map(|layer| layer + 1),
+        read_rows(self.model, &self.sites, &Tokens::from_ids(ids)?, &chosen, &mut rows.values)
     }
 }
