@@ -29,7 +29,7 @@
 //!
 //! 1. names: [`site`], [`hooks`], [`error`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
-//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
+//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`sweep`], [`trunk`], [`circuits`], [`convention`], [`target`],
 //!    [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
@@ -75,6 +75,7 @@ pub mod heads;
 pub mod hooks;
 pub mod initial;
 pub mod kv;
+pub mod labelled;
 pub mod language;
 pub mod lens;
 pub mod memory;
@@ -103,6 +104,7 @@ pub mod stats;
 pub mod steer;
 pub mod sweep;
 pub mod target;
+pub mod task;
 pub mod text;
 pub mod texts;
 pub mod textset;

@@ -15,6 +15,8 @@ const FLOORS: [&[&str]; 5] = [
         "dataset",
         "gather",
         "folds",
+        "labelled",
+        "task",
         "slots",
         "ranking",
         "sampling",

@@ -41,7 +41,7 @@ pub struct Manifest {
     pub bytes: u64,
     /// Every part: file, sha256, bytes and rows.
     pub parts: Vec<Entry>,
-    /// Of each site, over all parts.
+    /// Of each site, over all parts; of values as they were computed, before any rounding to f16.
     pub statistics: BTreeMap<String, Statistics>,
 }
 
