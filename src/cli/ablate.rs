@@ -13,7 +13,7 @@ use super::args::{Global, Text};
 use super::bench::Bench;
 use super::pairs::PairArgs;
 use super::prompts::read_prompts;
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::{note, request};
 
 /// Random sets that a set is compared with.
@@ -109,11 +109,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 
     let start = Instant::now();
     let bar = bar(global.quiet, 0, "{pos}/{len} ablations [{wide_bar}] {per_sec}, {eta} left");
-    let mut progress = |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        Ok(())
-    };
+    let mut progress = counted(&bar);
     let ablated = ablate::ablate(&bench.model, &questions, &reference, &experiments, &options, &mut progress);
     bar.finish_and_clear();
     let ablated = ablated?;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::args::Global;
 use super::bench::Bench;
 use super::pairs::{PairArgs, Pairs};
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -145,12 +145,9 @@ fn positions_of(tokens: &Tokens, text: &str) -> Result<Range<usize>> {
 
 fn run_all(bench: &Bench, pairs: &[Pair], sweeps: &[Sweep], options: Options, global: &Global) -> Result<Vec<Patched>> {
     let bar = bar(global.quiet, 0, "{pos}/{len} cells [{wide_bar}] {per_sec}, {eta} left");
+    let mut progress = counted(&bar);
     let one = |(i, pair): (usize, &Pair)| {
-        let mut progress = |done: usize, all: usize| {
-            bar.set_length((all * pairs.len()) as u64);
-            bar.set_position((i * all + done) as u64);
-            Ok(())
-        };
+        let mut progress = |done, all| progress(i * all + done, all * pairs.len());
         patch::patch(&bench.model, pair, sweeps, options, &mut progress)
     };
     let patched = pairs.iter().enumerate().map(one).collect();
