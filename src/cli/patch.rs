@@ -65,10 +65,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, bench.config().n_layer)).transpose()?;
     let options = Options { direction, layers, memory: bench.room(global)? };
-    let Pairs { drawn, pairs, .. } = &match &args.subject {
+    let found = match &args.subject {
         Some(subject) => noised(&args, subject, &bench, global)?,
         None => asked.pairs(&bench, global, &args.pairs.draw)?,
     };
+    let pairs = &found.pairs;
     patch::check(pairs, sweeps.iter())?;
     let name = format!("{} {} {}", args.sweep.join(" "), direction.name(), asked.name);
     let report = Report::begin("patch", global, &name)?;
@@ -76,9 +77,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let patched = run_all(&bench, pairs, &sweeps, options, global)?;
     let seconds = start.elapsed().as_secs_f64();
     let frame = patch::frame(pairs, &patched, &metrics, global.seed)?;
-    let tokens = Tokens::stack(pairs.iter().flat_map(|pair| [pair.clean(), pair.corrupt()]))?;
+    let tokens = found.tokens()?;
     let names: Vec<&str> = sweeps.iter().map(|sweep| sweep.name).collect();
-    let mut extra = super::pairs::record(drawn, 0);
+    let mut extra = found.record();
     extra["sweeps"] = json!(names);
     extra["window"] = json!(args.window);
     extra["direction"] = json!(direction.name());

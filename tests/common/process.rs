@@ -188,6 +188,11 @@ impl Outcome {
         assert_eq!(runs.len(), 1, "{runs:?}");
         runs[0].parent().unwrap().to_path_buf()
     }
+
+    /// Its run.json.
+    pub fn record(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.output().join("run.json")).unwrap()).unwrap()
+    }
 }
 
 /// Every file below a directory.
