@@ -224,8 +224,8 @@ impl Reference {
         let mut all = Vec::with_capacity(prompts.len());
         let longest = prompts.iter().map(Tokens::longest).max().unwrap_or(1);
         for batch in prompts.chunks((BATCH_TOKENS / longest).max(1)) {
-            let tokens = Tokens::from_ids(batch.iter().map(|prompt| prompt.row(0).to_vec()).collect())?;
-            let mut values: Vec<Values> = vec![Values::new(); batch.len()];
+            let tokens = Tokens::stack(batch)?;
+            let mut values: Vec<Values> = vec![Values::new(); tokens.len()];
             let plan = Plan::new().reads(sites.iter().copied()).logits(LogitsAt::None);
             plan.run_each(model, &tokens, &mut |site, value| {
                 for (prompt, values) in values.iter_mut().enumerate() {
@@ -239,7 +239,7 @@ impl Reference {
                 }
                 Ok(())
             })?;
-            all.extend(batch.iter().map(|prompt| prompt.row(0).to_vec()).zip(values));
+            all.extend((0..tokens.len()).map(|prompt| tokens.row(prompt).to_vec()).zip(values));
         }
         Ok(match method {
             Method::Mean => Reference::Mean(position_means(&all, sites)?),
