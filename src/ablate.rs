@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::random::{Rng, SliceRandom, stream};
 use crate::site::Site;
 use crate::stats;
-use crate::sweep::Cell;
+use crate::sweep::{self, Cell};
 use crate::tokens::Tokens;
 use crate::trunk::{End, Trunk, Values, Wanted};
 
@@ -141,9 +141,7 @@ pub fn ablate(
         }
         _ => experiments.to_vec(),
     };
-    let mut sites: Vec<Site> = experiments.iter().flatten().flat_map(Cell::sites).collect();
-    sites.sort_unstable();
-    sites.dedup();
+    let sites = sweep::sites(experiments.iter().flatten());
     let loss = options.measures.contains(&Measure::Loss);
     let short = |question: &Question| question.tokens.longest() < options.loss_from + 2;
     if let (true, Some(i)) = (loss, questions.iter().position(short)) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 use interp::ablate::{self, Ablated, Measure, Method, Options, random_sets};
 use interp::metric::Metric;
 use interp::pair::Question;
-use interp::sweep::{Cell, Sweep};
+use interp::sweep::{self, Cell, Sweep};
 use interp::target::Target;
 use interp::{Error, Plan, Result, Tokens, figure, heads, stats};
 use serde_json::json;
@@ -179,14 +179,12 @@ fn measures(names: &[String], answers: bool) -> Result<Vec<Measure>> {
 /// The cells that were asked for.
 fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -> Result<Vec<Cell>> {
     let config = bench.config();
-    let lengths: std::collections::BTreeSet<usize> = questions.iter().map(|q| q.tokens.longest()).collect();
-    let length = lengths.first().copied().unwrap_or(1);
-    if let (Some(sweep), true) = (sweeps.iter().find(|sweep| sweep.is_by_position()), lengths.len() > 1) {
+    if let Some((name, lengths)) = sweep::misaligned(sweeps, questions.iter().map(|q| q.tokens.longest())) {
         return Err(request(format!(
-            "{} goes by position, but the prompts have {lengths:?} tokens: give prompts of one length (--template N draws such pairs)",
-            sweep.name
+            "{name} goes by position, but the prompts have {lengths:?} tokens: give prompts of one length (--template N draws such pairs)"
         )));
     }
+    let length = questions[0].tokens.longest();
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, config.n_layer)).transpose()?;
     let heads = places(&args.head, "head", config.n_layer, config.n_head)?;
     let neurons = places(&args.neuron, "neuron", config.n_layer, config.n_inner)?;
