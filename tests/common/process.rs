@@ -204,7 +204,3 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found
 }
-
-pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
-}
