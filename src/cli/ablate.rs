@@ -66,8 +66,7 @@ fn method(name: &str) -> std::result::Result<Method, String> {
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let sweeps = sweeps(&args)?;
-    let of_text = !args.text.prompt.is_empty() || args.text.file.is_some() || args.text.stdin.is_some();
-    let of_text = of_text || args.repeated.is_some();
+    let of_text = args.text.is_given() || args.repeated.is_some();
     let measures = measures(&args.metric, !of_text)?;
     let asked = if of_text { None } else { Some(args.pairs.read(false)?) };
     if of_text && args.pairs.is_given() {
