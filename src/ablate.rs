@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::random::{Rng, SliceRandom, stream};
 use crate::site::Site;
 use crate::stats;
-use crate::sweep::Cell;
+use crate::sweep::{self, Cell};
 use crate::tokens::Tokens;
 use crate::trunk::{End, Trunk, Values, Wanted};
 
@@ -141,9 +141,7 @@ pub fn ablate(
         }
         _ => experiments.to_vec(),
     };
-    let mut sites: Vec<Site> = experiments.iter().flatten().flat_map(Cell::sites).collect();
-    sites.sort_unstable();
-    sites.dedup();
+    let sites = sweep::sites(experiments.iter().flatten());
     let loss = options.measures.contains(&Measure::Loss);
     let short = |question: &Question| question.tokens.longest() < options.loss_from + 2;
     if let (true, Some(i)) = (loss, questions.iter().position(short)) {
@@ -224,8 +222,8 @@ impl Reference {
         let mut all = Vec::with_capacity(prompts.len());
         let longest = prompts.iter().map(Tokens::longest).max().unwrap_or(1);
         for batch in prompts.chunks((BATCH_TOKENS / longest).max(1)) {
-            let tokens = Tokens::from_ids(batch.iter().map(|prompt| prompt.row(0).to_vec()).collect())?;
-            let mut values: Vec<Values> = vec![Values::new(); batch.len()];
+            let tokens = Tokens::stack(batch)?;
+            let mut values: Vec<Values> = vec![Values::new(); tokens.len()];
             let plan = Plan::new().reads(sites.iter().copied()).logits(LogitsAt::None);
             plan.run_each(model, &tokens, &mut |site, value| {
                 for (prompt, values) in values.iter_mut().enumerate() {
@@ -239,7 +237,7 @@ impl Reference {
                 }
                 Ok(())
             })?;
-            all.extend(batch.iter().map(|prompt| prompt.row(0).to_vec()).zip(values));
+            all.extend((0..tokens.len()).map(|prompt| tokens.row(prompt).to_vec()).zip(values));
         }
         Ok(match method {
             Method::Mean => Reference::Mean(position_means(&all, sites)?),

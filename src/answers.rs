@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
-use crate::metric::Metric;
+use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::tokens::Tokens;
 
@@ -34,15 +34,13 @@ pub fn answers(model: &Gpt2, pairs: &[Pair]) -> Result<Vec<Answered>> {
     let mut answered = Vec::with_capacity(pairs.len());
     let longest = pairs.iter().map(Pair::len).max().unwrap_or(1);
     for pairs in pairs.chunks((BATCH_TOKENS / (2 * longest)).max(1)) {
-        let rows = pairs.iter().flat_map(|pair| [pair.clean(), pair.corrupt()]).map(|t| t.row(0).to_vec()).collect();
-        let tokens = Tokens::from_ids(rows)?;
+        let tokens = Tokens::stack(pairs.iter().flat_map(|pair| [pair.clean(), pair.corrupt()]))?;
         let output = model.run(Pass::new(&tokens).logits(LogitsAt::Last), &mut ())?;
         let logits = output.logits.map(|logits| to_f32(&logits)).transpose()?.unwrap_or_default();
         let rows: Vec<&[f32]> = logits.chunks_exact(model.config().vocab_size).collect();
         for (pair, ends) in pairs.iter().zip(rows.chunks_exact(2)) {
-            let of = |end: &[f32]| -> Vec<f64> {
-                Metric::ALL.iter().map(|metric| metric.of(end, ends[0], pair.target())).collect()
-            };
+            let measures = Measures::new(ends[0]);
+            let of = |end| measures.of(end, pair.target());
             answered.push(Answered { clean: of(ends[0]), corrupt: of(ends[1]) });
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Every cell of a sweep is an experiment of its own, and a branch of one [`Trunk`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use polars::prelude::{DataFrame, df};
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::random::{normal, stream};
 use crate::site::Site;
 use crate::stats;
-use crate::sweep::{Cell, Sweep};
+use crate::sweep::{self, Cell, Sweep};
 use crate::trunk::{End, Trunk, Wanted};
 
 /// Into which run activations are put.
@@ -97,10 +97,7 @@ pub fn patch(
         .flat_map(|sweep| sweep.cells(config, pair.len()).into_iter().map(|cell| (*sweep, cell)))
         .filter(|(_, cell)| inside(cell))
         .collect();
-    let mut sites: Vec<Site> = cells.iter().flat_map(|(_, cell)| cell.sites()).collect();
-    sites.sort_unstable();
-    sites.dedup();
-
+    let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
     let wanted = Wanted { loss_from: None, memory: memory.map(|bytes| bytes / 2) };
     let grow = |tokens, plan| Trunk::grow(model, plan, tokens, sites.iter().copied(), wanted);
     let clean = grow(pair.clean(), Plan::new())?;
@@ -166,15 +163,13 @@ fn corruption(model: &Gpt2, pair: &Pair) -> Result<Plan> {
 ///
 /// # Errors
 /// [`Error::Request`] for sweeps by position over prompts that differ in length.
-pub fn check<'a>(pairs: &[Pair], mut sweeps: impl Iterator<Item = &'a Sweep>) -> Result<()> {
-    let lengths: BTreeSet<usize> = pairs.iter().map(Pair::len).collect();
-    match sweeps.find(|sweep| sweep.is_by_position()) {
-        Some(sweep) if lengths.len() > 1 => Err(Error::request(format!(
-            "sweep {} goes by position, but the pairs have {lengths:?} tokens: give pairs of one length (--template N draws \
-             such pairs from a set), or a sweep over all positions",
-            sweep.name
+pub fn check<'a>(pairs: &[Pair], sweeps: impl Iterator<Item = &'a Sweep>) -> Result<()> {
+    match sweep::misaligned(sweeps, pairs.iter().map(Pair::len)) {
+        Some((name, lengths)) => Err(Error::request(format!(
+            "sweep {name} goes by position, but the pairs have {lengths:?} tokens: give pairs of one length (--template N \
+             draws such pairs from a set), or a sweep over all positions"
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which activations a patching experiment tries one after the other, under the names of TransformerLens.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::config::Config;
@@ -87,6 +88,23 @@ impl fmt::Display for Cell {
             None => Ok(()),
         }
     }
+}
+
+/// Every site that cells cover, once each.
+pub fn sites<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Site> {
+    let sites: BTreeSet<Site> = cells.into_iter().flat_map(Cell::sites).collect();
+    sites.into_iter().collect()
+}
+
+/// Where prompts differ in length and a sweep goes by position, so that its cells do not line up: its name, and the
+/// lengths in tokens.
+pub fn misaligned<'a>(
+    sweeps: impl IntoIterator<Item = &'a Sweep>,
+    lengths: impl Iterator<Item = usize>,
+) -> Option<(&'static str, BTreeSet<usize>)> {
+    let lengths: BTreeSet<usize> = lengths.collect();
+    let sweep = sweeps.into_iter().find(|sweep| sweep.is_by_position())?;
+    (lengths.len() > 1).then_some((sweep.name, lengths))
 }
 
 const SWEEPS: &[Sweep] = &[

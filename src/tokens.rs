@@ -40,7 +40,11 @@ impl Tokens {
         let (mut rows, mut text) = (Vec::new(), Some(Vec::new()));
         for batch in batches {
             rows.extend(batch.rows.iter().cloned());
-            text = text.zip(batch.text.as_ref()).map(|(all, text)| [all, text.clone()].concat());
+            if let (Some(all), Some(own)) = (&mut text, &batch.text) {
+                all.extend(own.iter().cloned());
+            } else {
+                text = None;
+            }
         }
         Ok(Self { text, ..Self::from_ids(rows)? })
     }

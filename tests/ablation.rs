@@ -9,7 +9,7 @@ mod process;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use common::{small_config, values};
+use common::{fixture, narrowed, parity_model, small_config, values};
 use interp::ablate::{Ablated, Measure, Method, Options, ablate, frame, random_sets};
 use interp::metric::Metric;
 use interp::pair::Question;
@@ -18,9 +18,8 @@ use interp::sweep::{Cell, Sweep};
 use interp::target::Target;
 use interp::text::Encoding;
 use interp::trunk::{Trunk, Wanted};
-use interp::weights::{Checkpoint, read_small};
 use interp::{Config, Edit, Gpt2, Plan, Result, Site, Tokens, embedded};
-use process::{Interp, fixture};
+use process::Interp;
 
 /// Loss and every metric.
 fn measures() -> Vec<Measure> {
@@ -71,24 +70,6 @@ fn naive(model: &Gpt2, question: &Question, edits: Vec<Edit>) -> Vec<f64> {
     let ((loss, logits), (_, clean)) = (ends(edits), ends(Vec::new()));
     let of = |metric: Metric| metric.of(&logits, &clean, &question.target);
     std::iter::once(loss).chain(Metric::ALL.map(of)).collect()
-}
-
-/// An edit narrowed to what a cell covers.
-fn narrowed(mut edit: Edit, cell: &Cell) -> Edit {
-    let at = |x: usize| x as i64;
-    if let Some(head) = cell.head {
-        edit = edit.head(at(head));
-    }
-    if let Some(neuron) = cell.neuron {
-        edit = edit.neuron(at(neuron));
-    }
-    if let Some(pos) = cell.pos {
-        edit = if cell.site.is_attention_map() { edit.query(at(pos)) } else { edit.pos(at(pos)) };
-    }
-    if let Some(key) = cell.key {
-        edit = edit.key(at(key));
-    }
-    edit
 }
 
 /// The whole value at a site in one prompt's own run.
@@ -425,11 +406,8 @@ fn every_ablation_is_transformer_lenss() {
     let expected = candle_core::safetensors::load(fixture("ablation.safetensors"), &Device::Cpu).unwrap();
     let mut compared = 0;
     for name in ["wide", "thin", "untied"] {
-        let dir = fixture("parity").join(name);
-        let path = dir.join("config.json");
-        let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-        let checkpoint = Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap();
-        let model = checkpoint.load(DType::F32, &Device::Cpu).unwrap().model;
+        let model = parity_model(name);
+        let config = model.config();
         let get = |key: &str| &expected[&format!("{name}.{key}")];
         let rows: Vec<Vec<u32>> = get("tokens").to_dtype(DType::U32).unwrap().to_vec2().unwrap();
         let answers: Vec<u32> = get("answers").to_dtype(DType::U32).unwrap().to_vec1().unwrap();
@@ -457,12 +435,12 @@ fn every_ablation_is_transformer_lenss() {
             let sites = [("z", "attn_head_out"), ("attn_out", "attn_out"), ("mlp_out", "mlp_out")];
             for (site, sweep) in sites {
                 let key = format!("{}.{site}", method.name());
-                let all = cells(&config, &format!("{sweep}_all_pos"), length);
+                let all = cells(config, &format!("{sweep}_all_pos"), length);
                 compared += check(method, all, &values(get(&key)), &key);
             }
         }
         let wanted: Vec<f64> = values(get("knockout")).into_iter().filter(|x| !x.is_nan()).collect();
-        compared += check(Method::Knockout, edges(&config, length), &wanted, "knockout");
+        compared += check(Method::Knockout, edges(config, length), &wanted, "knockout");
     }
     let edges = |heads: usize, length: usize| heads * (length * (length + 1) / 2 - 1);
     let parts = |layers: usize, heads: usize| 3 * (layers * heads + 2 * layers);
@@ -556,9 +534,6 @@ fn wrong_requests_say_what_to_do() {
 #[test]
 fn the_command_compares_a_set_with_random_ones() {
     let set = |words: &str| Interp::new().words("ablate --pairs tiny-ioi --num-pairs 4 --template 0").words(words);
-    let read = |out: &std::path::Path| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap()
-    };
     let outcome = set("--head 0.1,2.3 --together --method resample --reference corrupt").run().ok();
     assert!(outcome.stdout.contains("without z 0.1, z 2.3: -"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("(20 sets)"), "{}", outcome.stdout);
@@ -566,13 +541,13 @@ fn the_command_compares_a_set_with_random_ones() {
     for file in ["frame.parquet", "figure.svg", "figure.png"] {
         assert!(out.join(file).exists(), "{file}");
     }
-    let run = read(&out);
+    let run = outcome.record();
     assert_eq!((&run["method"], &run["reference"]), (&"resample".into(), &"corrupt".into()));
     assert_eq!((&run["reference_prompts"], &run["untouched"]), (&4.into(), &0.into()));
     // Random edges are edges that there are, so that none of them is untouched.
     for method in ["knockout", "zero"] {
         let edges = set("--what edges --head 0.1 --layer 0 --together --method").arg(method).run().ok();
-        let run = read(&edges.output());
+        let run = edges.record();
         assert_eq!((&run["method"], &run["untouched"]), (&method.into(), &0.into()));
     }
     for words in ["--what positions --method zero", "--what layers", "--what neurons --layer 0"] {

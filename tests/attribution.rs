@@ -9,7 +9,7 @@ mod process;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use common::{max_difference, values};
+use common::{fixture, max_difference, parity_model, three_pairs, values};
 use interp::attribution::{Attributed, By, accumulated, attribute, frame};
 use interp::convention::LayerNormConvention::{FinalScale, Recompute};
 use interp::language::Language;
@@ -17,19 +17,11 @@ use interp::random::stream;
 use interp::stack::{self, Stack};
 use interp::target::Target;
 use interp::text::Encoding;
-use interp::weights::{Checkpoint, read_small};
-use interp::{Config, Gpt2, Plan, Tokens, embedded};
+use interp::{Plan, Tokens, embedded};
 use polars::prelude::*;
-use process::{Interp, fixture};
+use process::Interp;
 
 const MODELS: [&str; 3] = ["wide", "thin", "untied"];
-
-fn parity_model(name: &str) -> Gpt2 {
-    let dir = fixture("parity").join(name);
-    let path = dir.join("config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(DType::F32, &Device::Cpu).unwrap().model
-}
 
 /// What TransformerLens computed for one model, by name.
 struct Peer {
@@ -324,7 +316,7 @@ fn the_command_leaves_a_frame_that_adds_up() {
         let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
         let wanted = "prompt component layer head neuron contribution low high pos token answer wrong convention";
         assert_eq!(names.join(" "), wanted);
-        let run: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+        let run = outcome.record();
         let value = run["values"][0].as_f64().unwrap();
         assert!((sums(&frame)[&Some(0)] - value).abs() < 1e-9);
         assert!(run["largest_remainder"].as_f64().unwrap() < 1e-4);
@@ -342,15 +334,8 @@ fn the_command_leaves_a_frame_that_adds_up() {
 #[test]
 fn pairs_are_summed_up_with_intervals() {
     let dir = tempfile::tempdir().unwrap();
-    let line = |a: &str, b: &str| {
-        let prompt = |giver: &str| format!("When {a} and {b} went to the shop, {giver} gave a drink to");
-        serde_json::json!({
-            "clean": prompt(b), "corrupt": prompt(a), "answer": format!(" {a}"), "wrong": format!(" {b}"),
-        })
-        .to_string()
-    };
     let pairs = dir.path().join("pairs.jsonl");
-    std::fs::write(&pairs, [line("Mary", "John"), line("Tom", "Anna"), line("Lucy", "Peter")].join("\n")).unwrap();
+    three_pairs(&pairs);
     let outcome = Interp::new().words("attribute --pairs").arg(&pairs).run().ok();
     assert!(outcome.stdout.contains("mean of 3 prompts"), "{}", outcome.stdout);
     let frame = parquet(&outcome.output().join("frame.parquet"));

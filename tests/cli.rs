@@ -1,12 +1,14 @@
 //! The command line: what it writes, what it prints, and that both are safe to look at.
 
+mod common;
 #[path = "common/process.rs"]
 mod process;
 
 use std::path::Path;
 
+use common::fixture;
 use polars::prelude::*;
-use process::{Interp, Outcome, files, fixture};
+use process::{Interp, Outcome, files};
 use serde_json::Value;
 
 const PROMPT: &str = "When Mary and John went to the shop, John gave a drink to";
@@ -62,7 +64,7 @@ fn every_command_leaves_frame_figures_and_provenance() {
         assert_eq!(svg.root_element().tag_name().name(), "svg");
         let png = std::fs::read(dir.join("figure.png")).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{words}");
-        let run: Value = serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
+        let run = outcome.record();
         assert_eq!(run["command"], words.split(' ').next().unwrap());
         assert_eq!(run["basis"], "raw");
         assert_eq!(run["bos"], "auto");

@@ -5,29 +5,22 @@ mod common;
 mod process;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::values;
+use common::{fixture, load, values};
 use interp::corpus::{Row, Rows, Split};
 use interp::recipe::Recipe;
 use interp::texts::Texts;
 use interp::textset::TextSet;
 use interp::train::{STATE, Trainer};
-use interp::weights::{Checkpoint, read_small, sha256};
-use interp::{Config, Gpt2, Result, embedded};
+use interp::weights::{read_small, sha256};
+use interp::{Gpt2, Result, embedded};
 use process::Interp;
 use serde_json::Value;
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 fn fixture_model() -> Gpt2 {
-    let path = fixtures().join("generation/config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    let file = fixtures().join("generation/model.safetensors");
-    Checkpoint::open(&[file], &config).unwrap().load(DType::F32, &Device::Cpu).unwrap().model
+    load(&fixture("generation"), DType::F32)
 }
 
 fn recipe(set: &[&str]) -> Recipe {
@@ -72,7 +65,7 @@ fn with_text() -> tempfile::TempDir {
 
 #[test]
 fn ten_steps_are_pytorchs() {
-    let bytes = read_small(&fixtures().join("training/expected.json"), 1 << 20).unwrap();
+    let bytes = read_small(&fixture("training/expected.json"), 1 << 20).unwrap();
     let expected: Value = serde_json::from_slice(&bytes).unwrap();
     let ids =
         |row: &Value| -> Vec<u32> { row.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect() };
@@ -103,7 +96,7 @@ fn ten_steps_are_pytorchs() {
             assert!((found.grad_norm - norm).abs() < 1e-3, "step {step}: norm {} is not {norm}", found.grad_norm);
             assert!(norm > 1.0, "the fixture clips");
         }
-        let file = fixtures().join(format!("training/after_{accumulation}.safetensors"));
+        let file = fixture(&format!("training/after_{accumulation}.safetensors"));
         let theirs = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
         let ours: BTreeMap<String, &Tensor> = trainer.model().tensors().into_iter().collect();
         assert_eq!(ours.len(), theirs.len());

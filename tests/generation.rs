@@ -1,23 +1,21 @@
 //! Generation against Hugging Face's (see tests/fixtures/make_generation.py), and its own promises.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod common;
 
-use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
 use interp::generate::{Options, generate};
 use interp::sampling::{Sampler, Sampling};
-use interp::weights::{Checkpoint, read_small};
-use interp::{Config, Edit, Gpt2, Plan, Site, Tokenizer, Tokens, embedded, text::Encoding};
+use interp::weights::read_small;
+use interp::{Edit, Gpt2, Plan, Site, Tokenizer, Tokens, embedded, text::Encoding};
 use polars::prelude::DataFrame;
 use serde_json::Value;
 
 fn fixture() -> (Gpt2, Value) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generation");
-    let path = dir.join("config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    let checkpoint = Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap();
+    let dir = common::fixture("generation");
     let expected = serde_json::from_slice(&read_small(&dir.join("expected.json"), 1 << 20).unwrap()).unwrap();
-    (checkpoint.load(DType::F32, &Device::Cpu).unwrap().model, expected)
+    (common::load(&dir, DType::F32), expected)
 }
 
 fn ids(value: &Value) -> Vec<u32> {

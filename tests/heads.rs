@@ -9,13 +9,12 @@ mod process;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use common::{max_difference, small_config, values};
+use common::{fixture, max_difference, parity_model, small_config, values};
 use interp::circuits::{Basis, Circuits};
 use interp::detector::{self, Detector, Measure, Options};
-use interp::weights::{Checkpoint, read_small};
 use interp::{Config, Gpt2, Tokens, composition, embedded, heads};
 use polars::prelude::DataFrame;
-use process::{Interp, fixture};
+use process::Interp;
 
 /// A model of tests/fixtures/parity with what TransformerLens says of it.
 struct Case {
@@ -27,12 +26,8 @@ struct Case {
 impl Case {
     fn all() -> Vec<Self> {
         let load = |name: &'static str| {
-            let dir = fixture("parity").join(name);
-            let path = dir.join("config.json");
-            let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-            let checkpoint = Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap();
             let expected = candle_core::safetensors::load(fixture("heads.safetensors"), &Device::Cpu).unwrap();
-            Self { name, model: checkpoint.load(DType::F32, &Device::Cpu).unwrap().model, expected }
+            Self { name, model: parity_model(name), expected }
         };
         ["wide", "thin", "untied"].map(load).into_iter().collect()
     }
@@ -302,14 +297,12 @@ fn wrong_requests_say_what_to_do() {
 fn the_command_says_who_does_what() {
     let outcome = Interp::new().words("heads").run().ok();
     assert!(outcome.stdout.contains("induction    3.2 0.9"), "{}", outcome.stdout);
-    let run = std::fs::read(outcome.output().join("run.json")).unwrap();
-    let run: serde_json::Value = serde_json::from_slice(&run).unwrap();
+    let run = outcome.record();
     assert_eq!(run["random_tokens"]["length"], 100);
     assert_eq!(run["basis"], "raw");
     let long = Interp::new().words("heads --basis folded --sequences 1 --length 500").run().ok();
     assert!(long.stdout.contains("500 tokens twice do not fit the 256 positions"), "{}", long.stdout);
-    let run = std::fs::read(long.output().join("run.json")).unwrap();
-    let run: serde_json::Value = serde_json::from_slice(&run).unwrap();
+    let run = long.record();
     assert_eq!((&run["random_tokens"]["length"], &run["random_tokens"]["length_asked"]), (&128.into(), &500.into()));
     assert_eq!(run["basis"], "folded");
     let pairs = Interp::new().words("heads --composition").run().ok();

@@ -11,11 +11,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use candle_core::{DType, Device};
+use common::fixture;
 use interp::random::{Rng, stream};
 use interp::text::{Bos, Encoding};
 use interp::weights::Checkpoint;
 use interp::{Config, Error, Tokenizer, embedded};
-use process::{Interp, files, fixture};
+use process::{Interp, files};
 
 /// Enough for the binary and the built-in model, far too little for anything that a hostile header promises.
 const MEMORY: u64 = 3 << 30;

@@ -12,9 +12,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use common::fixture;
 use fake::{COMMIT, Hub, Repo, Request, Response, file};
 use interp::weights::sha256_of;
-use process::{Interp, files, fixture};
+use process::{Interp, files};
 
 /// A model whose weights are large enough to break off in the middle, with the built-in tokenizer.
 fn repo() -> Repo {

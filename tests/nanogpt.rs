@@ -11,14 +11,14 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use candle_core::{DType, Device};
-use common::values;
+use candle_core::DType;
+use common::{fixture, load, values};
 use interp::ops::Gelu;
 use interp::recipe::{DataRecipe, Learned};
 use interp::texts::Texts;
-use interp::weights::{Checkpoint, NanoGpt, read_small, read_text};
-use interp::{Config, Gpt2, Tokenizer, Tokens};
-use process::{Interp, Outcome, fixture};
+use interp::weights::{NanoGpt, read_small, read_text};
+use interp::{Gpt2, Tokenizer, Tokens};
+use process::{Interp, Outcome};
 use serde_json::Value;
 use zip::write::SimpleFileOptions;
 
@@ -42,12 +42,6 @@ fn distance(model: &Gpt2, expected: &Value) -> f64 {
 fn agrees(model: &Gpt2, expected: &Value) {
     let largest = distance(model, expected);
     assert!(largest < 1e-5, "logits differ by {largest}");
-}
-
-fn load(dir: &Path) -> Gpt2 {
-    let path = dir.join("config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(DType::F32, &Device::Cpu).unwrap().model
 }
 
 fn convert(checkpoint: impl AsRef<Path>) -> Interp {
@@ -87,12 +81,12 @@ fn a_converted_checkpoint_is_a_model_like_any_other() {
         let outcome = convert(fixture("nanogpt").join(name)).words(flags).run().ok();
         assert!(outcome.stdout.contains("no tokenizer"), "{}", outcome.stdout);
         assert!(outcome.stdout.contains("trained for 250 steps"), "{}", outcome.stdout);
-        let model = load(&outcome.dir.path().join("model"));
+        let model = load(&outcome.dir.path().join("model"), DType::F32);
         assert_eq!(model.config().vocab_size, vocabulary);
         agrees(&model, &expected[name]);
     }
     let tanh = convert(fixture("nanogpt/half/ckpt.pt")).words("--activation gelu_new").run().ok();
-    assert_eq!(load(&tanh.dir.path().join("model")).config().activation, Gelu::Tanh);
+    assert_eq!(load(&tanh.dir.path().join("model"), DType::F32).config().activation, Gelu::Tanh);
 }
 
 /// The text that a model writes after another.
@@ -110,7 +104,7 @@ fn shakespeare_char_comes_through_whole() {
     let meta = fixture("nanogpt/data/words_char/meta.pkl");
     let outcome = convert(fixture("nanogpt/char/ckpt.pt")).arg("--meta").arg(&meta).run().ok();
     let model = outcome.dir.path().join("model");
-    agrees(&load(&model), expected);
+    agrees(&load(&model, DType::F32), expected);
     assert_eq!(written(&model, "A dog", 11), expected["text"].as_str().unwrap());
     // Where sample.py looks: data/DATASET/meta.pkl below the current directory.
     let command = convert(fixture("nanogpt/char/ckpt.pt"));
@@ -150,7 +144,7 @@ fn a_character_model_is_trained_from_scratch() {
     assert!(text.starts_with("The cat ") && !text.contains("  "), "{text}");
     // nanoGPT pads; so may we. A vocabulary that is too small is refused.
     let padded = train("input.txt", "--set tokenizer=characters --set vocab_size=32");
-    assert_eq!(load(&padded.dir.path().join("model")).config().vocab_size, 32);
+    assert_eq!(load(&padded.dir.path().join("model"), DType::F32).config().vocab_size, 32);
 
     let refuse = |set: &str, code, wanted: &str| {
         let base = Interp::new().words("train --set n_layer=1 --file");

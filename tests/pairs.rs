@@ -227,9 +227,13 @@ fn a_set_is_written_as_it_says() {
 }
 
 fn of_file(name: &str, text: &str, words: &str) -> Outcome {
+    command_of_file("pairs", name, text, words)
+}
+
+fn command_of_file(command: &str, name: &str, text: &str, words: &str) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(name), text).unwrap();
-    Interp::new().words("pairs").arg(dir.path().join(name)).words(words).run()
+    Interp::new().words(command).arg(dir.path().join(name)).words(words).run()
 }
 
 #[test]
@@ -313,13 +317,10 @@ fn the_list_names_every_set() {
 
 #[test]
 fn the_command_says_how_the_model_answers() {
-    let read = |outcome: &Outcome| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(outcome.output().join("run.json")).unwrap()).unwrap()
-    };
     let outcome = Interp::new().words("pairs tiny-agreement --num-pairs 30 --seed 4").run().ok();
     assert!(outcome.stdout.contains("of 30 answered rightly"), "{}", outcome.stdout);
     let drawn = draw(&shipped("tiny-agreement"), None, None, 4, 30);
-    let pairs = read(&outcome)["pairs"].clone();
+    let pairs = outcome.record()["pairs"].clone();
     for (d, pair) in drawn.iter().zip(pairs.as_array().unwrap()) {
         assert_eq!((&pair["clean"], &pair["corrupt"]), (&d.clean.as_str().into(), &d.corrupt.as_str().into()));
     }
@@ -351,4 +352,11 @@ fn only_pairs_that_are_answered_rightly() {
     let outcome = of_file("noun.toml", &noun, "--num-pairs 12 --right-only").ok();
     assert!(outcome.stdout.starts_with("12 of 12 answered rightly"), "{}", outcome.stdout);
     assert!(outcome.stderr.contains("left out") && outcome.stderr.contains("kept 12"), "{}", outcome.stderr);
+    // Whatever uses them says how many were left out.
+    let left_out = outcome.record()["left_out"].as_u64().unwrap();
+    assert!(left_out > 0);
+    for command in ["patch --sweep attn_out_all_pos --layer 5 --pairs", "ablate --what layers --layer 5 --pairs"] {
+        let run = command_of_file(command, "noun.toml", &noun, "--num-pairs 12 --right-only").ok().record();
+        assert_eq!((&run["left_out"], run["pairs"].as_array().unwrap().len()), (&left_out.into(), 12), "{command}");
+    }
 }

@@ -6,30 +6,17 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use common::{max_difference, values};
-use interp::weights::Checkpoint;
-use interp::{Config, Gpt2, Plan, Site, Tokens, ops};
+use common::{fixture, load, max_difference, parity_model, values};
+use interp::{Plan, Site, Tokens, ops};
 
 const MODELS: [&str; 5] = ["wide", "thin", "one", "untied", "headed"];
-
-fn dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)
-}
-
-fn load(name: &str, dtype: DType) -> Gpt2 {
-    let path = dir(name).join("config.json");
-    let config = Config::parse(&std::fs::read(&path).unwrap(), &path).unwrap();
-    let checkpoint = Checkpoint::open(&[dir(name).join("model.safetensors")], &config).unwrap();
-    checkpoint.load(dtype, &Device::Cpu).unwrap().model
-}
 
 /// What the peers computed, by length of the prompts.
 fn expected(name: &str) -> BTreeMap<usize, BTreeMap<String, Tensor>> {
     let mut by_length: BTreeMap<usize, BTreeMap<String, Tensor>> = BTreeMap::new();
-    let path = dir(name).join("expected.safetensors");
+    let path = fixture("parity").join(name).join("expected.safetensors");
     for (key, tensor) in candle_core::safetensors::load(path, &Device::Cpu).unwrap() {
         let (length, key) = key.split_once('/').unwrap();
         by_length.entry(length.parse().unwrap()).or_default().insert(key.to_string(), tensor);
@@ -46,7 +33,7 @@ fn tokens(expected: &BTreeMap<String, Tensor>) -> Tokens {
 fn every_site_and_the_logits_agree_within_1e_4() {
     let mut worst: (f64, String) = (0.0, String::new());
     for name in MODELS {
-        let model = load(name, DType::F32);
+        let model = parity_model(name);
         let layers = model.config().n_layer;
         for (length, expected) in expected(name) {
             let trace = Plan::new().reads(Site::all(layers)).run(&model, &tokens(&expected)).unwrap();
@@ -67,7 +54,7 @@ fn every_site_and_the_logits_agree_within_1e_4() {
 #[test]
 fn no_hook_of_transformer_lens_is_missing() {
     for name in MODELS {
-        let model = load(name, DType::F32);
+        let model = parity_model(name);
         let ours: BTreeSet<String> = Site::all(model.config().n_layer).map(|site| site.long()).collect();
         let longest = expected(name).into_values().next_back().unwrap();
         let theirs = longest.into_keys().filter(|key| key.contains("hook_"));
@@ -79,7 +66,7 @@ fn no_hook_of_transformer_lens_is_missing() {
 #[test]
 fn per_token_losses_agree_within_1e_5() {
     for name in MODELS {
-        let model = load(name, DType::F32);
+        let model = parity_model(name);
         for (length, expected) in expected(name).into_iter().filter(|(length, _)| *length > 1) {
             let tokens = tokens(&expected);
             let logits = model.forward(&tokens).unwrap().narrow(1, 0, length - 1).unwrap();
@@ -96,7 +83,7 @@ fn per_token_losses_agree_within_1e_5() {
 fn f64_agrees_more_closely_than_f32_could() {
     // Where f32 rounding could hide a wrong formula: the peers' f32 is within its own rounding of our f64.
     for name in MODELS {
-        let (single, double) = (load(name, DType::F32), load(name, DType::F64));
+        let (single, double) = (parity_model(name), load(&fixture("parity").join(name), DType::F64));
         let longest = expected(name).into_values().next_back().unwrap();
         let peer = &longest["logits"];
         let (a, b) = (single.forward(&tokens(&longest)).unwrap(), double.forward(&tokens(&longest)).unwrap());
@@ -111,7 +98,7 @@ fn half_precision_stays_within_its_bound() {
     // Weights and activations rounded to 8 (bf16) or 11 (f16) bits; sums in f32.
     for (dtype, bound) in [(DType::F16, 4e-3), (DType::BF16, 3e-2)] {
         for name in MODELS {
-            let model = load(name, dtype);
+            let model = load(&fixture("parity").join(name), dtype);
             let longest = expected(name).into_values().next_back().unwrap();
             let logits = model.forward(&tokens(&longest)).unwrap();
             assert_eq!(logits.dtype(), dtype);

@@ -7,23 +7,15 @@ mod common;
 mod process;
 
 use candle_core::{DType, Device};
-use common::{small_config, values};
+use common::{fixture, narrowed, parity_model, small_config, three_pairs, values};
 use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::patch::{Direction, Options, Patched, frame, patch};
 use interp::sweep::{Cell, Sweep};
 use interp::target::Target;
 use interp::text::Encoding;
-use interp::weights::{Checkpoint, read_small};
 use interp::{Config, Edit, Gpt2, LogitsAt, Plan, Tokens, embedded};
-use process::{Interp, fixture};
-
-fn parity_model(name: &str) -> Gpt2 {
-    let dir = fixture("parity").join(name);
-    let path = dir.join("config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(DType::F32, &Device::Cpu).unwrap().model
-}
+use process::Interp;
 
 fn run(model: &Gpt2, pair: &Pair, sweep: &str, direction: Direction) -> Patched {
     patch(model, pair, &Sweep::named(sweep).unwrap(), Options { direction, ..Options::default() }, &mut |_, _| Ok(()))
@@ -69,17 +61,7 @@ fn every_sweep_is_transformer_lenss() {
 /// The logits of one plain run with the edit that a cell stands for.
 fn naive(model: &Gpt2, base: &Tokens, source: &Tokens, cell: &Cell) -> Vec<f64> {
     let other = Plan::new().read(cell.site).run(model, source).unwrap();
-    let mut edit = Edit::patch(cell.site, other.get(cell.site).unwrap());
-    let at = |x: usize| x as i64;
-    if let Some(head) = cell.head {
-        edit = edit.head(at(head));
-    }
-    if let Some(pos) = cell.pos {
-        edit = if cell.site.is_attention_map() { edit.query(at(pos)) } else { edit.pos(at(pos)) };
-    }
-    if let Some(key) = cell.key {
-        edit = edit.key(at(key));
-    }
+    let edit = narrowed(Edit::patch(cell.site, other.get(cell.site).unwrap()), cell);
     values(Plan::new().edit(edit).logits(LogitsAt::Last).run(model, base).unwrap().logits().unwrap())
 }
 
@@ -203,15 +185,8 @@ fn wrong_requests_say_what_to_do() {
 #[test]
 fn the_command_leaves_a_frame_figures_and_its_controls() {
     let dir = tempfile::tempdir().unwrap();
-    let line = |a: &str, b: &str| {
-        let prompt = |giver: &str| format!("When {a} and {b} went to the shop, {giver} gave a drink to");
-        serde_json::json!({
-            "clean": prompt(b), "corrupt": prompt(a), "answer": format!(" {a}"), "wrong": format!(" {b}"),
-        })
-        .to_string()
-    };
     let pairs = dir.path().join("pairs.jsonl");
-    std::fs::write(&pairs, [line("Mary", "John"), line("Tom", "Anna"), line("Lucy", "Peter")].join("\n")).unwrap();
+    three_pairs(&pairs);
     for sweep in ["block_every", "attn_head_out_all_pos", "attn_head_v_by_pos", "attn_head_pattern_dest_src_pos"] {
         let command = Interp::new().words("patch --metric logit_diff,kl --sweep").arg(sweep).arg("--pairs").arg(&pairs);
         let outcome = command.run().ok();
@@ -220,8 +195,7 @@ fn the_command_leaves_a_frame_figures_and_its_controls() {
         for file in ["frame.parquet", "figure.svg", "figure.png", "run.json"] {
             assert!(out.join(file).exists(), "{file}");
         }
-        let run: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
-        let run = run.to_string();
+        let run = outcome.record().to_string();
         assert!(run.contains("\"restored\""), "{run}");
     }
 }

@@ -7,7 +7,7 @@ mod common;
 mod process;
 
 use candle_core::{DType, Device};
-use common::{noise, small_config, values};
+use common::{fixture, noise, small_config, values};
 use interp::direction::{self, Direction, Method, Pool, contrast, from_prompts};
 use interp::generate::{self, generate};
 use interp::sampling::Sampling;
@@ -16,7 +16,7 @@ use interp::target::Target;
 use interp::text::Encoding;
 use interp::{Gpt2, LogitsAt, Plan, Site, Tokenizer, Tokens, embedded};
 use polars::prelude::*;
-use process::{Interp, fixture};
+use process::Interp;
 
 #[test]
 fn directions_are_numpys() {

@@ -7,7 +7,7 @@ mod process;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
-use common::{small_config, values};
+use common::{narrowed, small_config, values};
 use interp::metric::Metric;
 use interp::pair::{Noise, Pair};
 use interp::patch::{Direction, Options, Patched, frame, patch};
@@ -15,7 +15,7 @@ use interp::random::{normal, stream};
 use interp::sweep::{Cell, Sweep};
 use interp::target::Target;
 use interp::{Config, Edit, Error, Gpt2, LogitsAt, Plan, Result, Site, Tokens};
-use process::{Interp, Outcome};
+use process::Interp;
 
 fn tokens(ids: &[u32]) -> Tokens {
     Tokens::from_ids(vec![ids.to_vec()]).unwrap()
@@ -45,21 +45,6 @@ fn run(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], options: Options) -> Patched
 fn ends(model: &Gpt2, plan: Plan, tokens: &Tokens) -> Vec<f32> {
     let logits = values(plan.logits(LogitsAt::Last).run(model, tokens).unwrap().logits().unwrap());
     logits.into_iter().map(|x| x as f32).collect()
-}
-
-/// An edit narrowed to what a cell covers.
-fn narrowed(mut edit: Edit, cell: &Cell) -> Edit {
-    let at = |x: usize| x as i64;
-    if let Some(head) = cell.head {
-        edit = edit.head(at(head));
-    }
-    if let Some(neuron) = cell.neuron {
-        edit = edit.neuron(at(neuron));
-    }
-    if let Some(pos) = cell.pos {
-        edit = if cell.site.is_attention_map() { edit.query(at(pos)) } else { edit.pos(at(pos)) };
-    }
-    edit
 }
 
 /// A run of `base`, as `plan` has it, with one edit for every layer of a cell's window.
@@ -278,23 +263,19 @@ fn trace(words: &str) -> Interp {
     command.arg("--wrong").arg(" John").words(words)
 }
 
-fn record(outcome: &Outcome) -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(outcome.output().join("run.json")).unwrap()).unwrap()
-}
-
 #[test]
 fn the_command_traces_a_subject() {
     let words = "--sweep resid_pre,attn_out,mlp_out --window 3 --noise-samples 3 --format csv";
     let subject = |text: &str, words: &str| trace(words).arg("--subject").arg(text).run().ok();
     let first = subject("Mary", words);
-    let run = record(&first);
+    let run = first.record();
     // <|endoftext|>, When, Mary
     assert_eq!(run["noise"]["positions"], serde_json::json!([2, 3]));
     assert_eq!(run["controls"].as_array().unwrap().len(), 3);
     assert_eq!(first.stdout, subject("Mary", words).stdout);
     assert_ne!(first.stdout, subject("Mary", &format!("{words} --seed 1")).stdout);
     let wide = subject("Mary and John", "--layer 5 --noise-samples 1 --format csv");
-    assert_eq!(record(&wide)["noise"]["positions"], serde_json::json!([2, 5]));
+    assert_eq!(wide.record()["noise"]["positions"], serde_json::json!([2, 5]));
     let header: Vec<&str> = wide.stdout.lines().next().unwrap().split(',').collect();
     let layer = header.iter().position(|name| *name == "layer").unwrap();
     assert!(wide.stdout.lines().skip(1).all(|line| line.split(',').nth(layer) == Some("5")), "{}", wide.stdout);
@@ -333,7 +314,7 @@ fn the_command_stays_within_its_memory() {
         }
         let outcome = outcome.ok();
         stayed += 1;
-        let peak = record(&outcome)["memory"]["peak"].as_u64().unwrap();
+        let peak = outcome.record()["memory"]["peak"].as_u64().unwrap();
         assert!(peak < megabytes * 1_000_000, "{peak} bytes at a limit of {megabytes} MB");
         assert_eq!(outcome.stdout.lines().count(), usual.lines().count());
         for (line, wanted) in outcome.stdout.lines().zip(usual.lines()).skip(1) {

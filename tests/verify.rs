@@ -9,24 +9,17 @@ mod process;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
+use common::{fixture, parity_model};
 use interp::oracle::Oracle;
 use interp::published::{self, Set};
 use interp::sweep::Sweep;
 use interp::verify::{Compared, Verification};
-use interp::weights::{Checkpoint, read_small};
 use interp::{Config, Gpt2, Tokenizer, patch};
-use process::{Interp, files, fixture};
+use process::{Interp, files};
 use serde_json::{Value, json};
 
 const ORACLE: &str = "oracle.json";
-
-fn wide() -> Gpt2 {
-    let dir = fixture("parity/wide");
-    let path = dir.join("config.json");
-    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(DType::F32, &Device::Cpu).unwrap().model
-}
 
 fn compared(model: &Gpt2, tokenizer: Option<&Tokenizer>, path: &Path) -> Vec<Compared> {
     let oracles = Oracle::read_all(path).unwrap();
@@ -49,7 +42,7 @@ fn verify(oracle: &Path) -> Interp {
 
 #[test]
 fn every_figure_of_a_processed_model_is_found_again_from_its_raw_weights() {
-    let all = compared(&wide(), None, &fixture(ORACLE));
+    let all = compared(&parity_model("wide"), None, &fixture(ORACLE));
     let left_out: Vec<&Compared> = all.iter().filter(|one| one.difference.is_err()).collect();
     assert_eq!((all.len(), left_out.len()), (33, 1), "{left_out:?}");
     assert_eq!(left_out[0].title, "Loss by position on random repeated tokens");

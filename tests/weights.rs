@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::{max_difference, same_bits, tokens};
+use common::{fixture, max_difference, same_bits, tokens};
 use interp::weights::{Checkpoint, weight_files};
 use interp::{Config, Gpt2};
-use process::{Interp, fixture};
+use process::Interp;
 
 fn config(name: &str) -> Config {
     let path = fixture("parity").join(name).join("config.json");

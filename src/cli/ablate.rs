@@ -4,7 +4,7 @@ use std::time::Instant;
 use interp::ablate::{self, Ablated, Measure, Method, Options, random_sets};
 use interp::metric::Metric;
 use interp::pair::Question;
-use interp::sweep::{Cell, Sweep};
+use interp::sweep::{self, Cell, Sweep};
 use interp::target::Target;
 use interp::{Error, Plan, Result, Tokens, figure, heads, stats};
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::args::{Global, Text};
 use super::bench::Bench;
 use super::pairs::PairArgs;
 use super::prompts::read_prompts;
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::{note, request};
 
 /// Random sets that a set is compared with.
@@ -66,8 +66,7 @@ fn method(name: &str) -> std::result::Result<Method, String> {
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let sweeps = sweeps(&args)?;
-    let of_text = !args.text.prompt.is_empty() || args.text.file.is_some() || args.text.stdin.is_some();
-    let of_text = of_text || args.repeated.is_some();
+    let of_text = args.text.is_given() || args.repeated.is_some();
     let measures = measures(&args.metric, !of_text)?;
     let asked = if of_text { None } else { Some(args.pairs.read(false)?) };
     if of_text && args.pairs.is_given() {
@@ -109,11 +108,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 
     let start = Instant::now();
     let bar = bar(global.quiet, 0, "{pos}/{len} ablations [{wide_bar}] {per_sec}, {eta} left");
-    let mut progress = |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        Ok(())
-    };
+    let mut progress = counted(&bar);
     let ablated = ablate::ablate(&bench.model, &questions, &reference, &experiments, &options, &mut progress);
     bar.finish_and_clear();
     let ablated = ablated?;
@@ -183,14 +178,12 @@ fn measures(names: &[String], answers: bool) -> Result<Vec<Measure>> {
 /// The cells that were asked for.
 fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -> Result<Vec<Cell>> {
     let config = bench.config();
-    let lengths: std::collections::BTreeSet<usize> = questions.iter().map(|q| q.tokens.longest()).collect();
-    let length = lengths.first().copied().unwrap_or(1);
-    if let (Some(sweep), true) = (sweeps.iter().find(|sweep| sweep.is_by_position()), lengths.len() > 1) {
+    if let Some((name, lengths)) = sweep::misaligned(sweeps, questions.iter().map(|q| q.tokens.longest())) {
         return Err(request(format!(
-            "{} goes by position, but the prompts have {lengths:?} tokens: give prompts of one length (--template N draws such pairs)",
-            sweep.name
+            "{name} goes by position, but the prompts have {lengths:?} tokens: give prompts of one length (--template N draws such pairs)"
         )));
     }
+    let length = questions[0].tokens.longest();
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, config.n_layer)).transpose()?;
     let heads = places(&args.head, "head", config.n_layer, config.n_head)?;
     let neurons = places(&args.neuron, "neuron", config.n_layer, config.n_inner)?;

@@ -131,12 +131,7 @@ impl Bench {
             let trace = plan.run(&self.model, &batch)?;
             applied = Applied::larger(applied, trace.edits());
             let part = interp::frame::shift_prompts(frame(&trace)?, first as u32)?;
-            match &mut stacked {
-                Some(stacked) => {
-                    stacked.vstack_mut(&part)?;
-                }
-                None => stacked = Some(part),
-            }
+            append(&mut stacked, part)?;
         }
         let frame = stacked.ok_or_else(|| Error::Bug("no batch".into()))?;
         self.report_edits(&applied);
@@ -148,6 +143,17 @@ impl Bench {
             super::note(self.quiet, &format!("note: edit `{}` changed nothing: the values were so already", edit.edit));
         }
     }
+}
+
+/// Puts a frame below those that there are.
+pub fn append(stacked: &mut Option<DataFrame>, part: DataFrame) -> Result<()> {
+    match stacked {
+        Some(stacked) => {
+            stacked.vstack_mut(&part)?;
+        }
+        None => *stacked = Some(part),
+    }
+    Ok(())
 }
 
 /// Cuts a batch into batches of a bounded number of padded tokens, with the index of each first prompt.

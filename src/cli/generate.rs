@@ -127,7 +127,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 /// The prompts as tokens; they may be longer than the context only where a window slides.
 fn starts(args: &Args, bench: &Bench, global: &Global) -> Result<Tokens> {
     let text = &args.text;
-    let given = !text.prompt.is_empty() || text.file.is_some() || text.stdin.is_some();
+    let given = text.is_given();
     let start = match &args.start {
         Some(_) if given => return Err(request("give text by one of --start, --prompt, --file and -, not by several")),
         None if given && args.window => {

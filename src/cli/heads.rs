@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{Global, Text};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::request;
 
 /// Heads per score that the summary names.
@@ -73,14 +73,10 @@ fn atlas(args: &Args, basis: Basis, global: &Global) -> Result<()> {
     let used = random.longest() / 2;
     let name = text.as_ref().map_or(format!("{basis} {sequences} x {used}"), |t| format!("{basis} {}", bench.name(t)));
     let report = Report::begin("heads", global, &format!("{} {name}", bench.source.name))?;
-    let progress = bar(global.quiet, 0, "{pos}/{len} layers [{wide_bar}] {eta} left");
+    let bar = bar(global.quiet, 0, "{pos}/{len} layers [{wide_bar}] {eta} left");
     let circuits = Circuits::of(&bench.model, basis);
-    let Atlas { frame, loss } = heads::atlas(&bench.model, &random, text.as_ref(), &circuits, &mut |done, total| {
-        progress.set_length(total as u64);
-        progress.set_position(done as u64);
-        Ok(())
-    })?;
-    progress.finish_and_clear();
+    let Atlas { frame, loss } = heads::atlas(&bench.model, &random, text.as_ref(), &circuits, &mut counted(&bar))?;
+    bar.finish_and_clear();
     drop(circuits);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     // Position i predicts token i + 1, and the first repeated token is as new as any.
@@ -124,14 +120,10 @@ fn composed(basis: Basis, global: &Global) -> Result<()> {
         return Err(request("this model has one layer; heads compose with those of later layers"));
     }
     let report = Report::begin("heads", global, &format!("{} composition {basis}", bench.source.name))?;
-    let progress = bar(global.quiet, 0, "{pos}/{len} pairs of layers [{wide_bar}] {eta} left");
+    let bar = bar(global.quiet, 0, "{pos}/{len} pairs of layers [{wide_bar}] {eta} left");
     let circuits = Circuits::of(&bench.model, basis);
-    let frame = composition::scores(&circuits, global.seed, &mut |done, total| {
-        progress.set_length(total as u64);
-        progress.set_position(done as u64);
-        Ok(())
-    })?;
-    progress.finish_and_clear();
+    let frame = composition::scores(&circuits, global.seed, &mut counted(&bar))?;
+    bar.finish_and_clear();
     drop(circuits);
     let mut extra = json!({ "shown": figure::strongest_kind(&frame)? });
     note_basis(&mut extra, basis);

@@ -271,7 +271,7 @@ impl Pairs {
     }
 }
 
-pub fn record(drawn: &[Drawn], left_out: usize) -> Value {
+fn record(drawn: &[Drawn], left_out: usize) -> Value {
     let pair = |d: &Drawn| json!({"clean": d.clean, "corrupt": d.corrupt, "answer": d.answer, "wrong": d.wrong});
     json!({ "pairs": drawn.iter().map(pair).collect::<Vec<_>>(), "left_out": left_out })
 }

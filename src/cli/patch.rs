@@ -12,7 +12,7 @@ use serde_json::json;
 use super::args::Global;
 use super::bench::Bench;
 use super::pairs::{PairArgs, Pairs};
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -65,10 +65,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, bench.config().n_layer)).transpose()?;
     let options = Options { direction, layers, memory: bench.room(global)? };
-    let Pairs { drawn, pairs, .. } = &match &args.subject {
+    let found = match &args.subject {
         Some(subject) => noised(&args, subject, &bench, global)?,
         None => asked.pairs(&bench, global, &args.pairs.draw)?,
     };
+    let pairs = &found.pairs;
     patch::check(pairs, sweeps.iter())?;
     let name = format!("{} {} {}", args.sweep.join(" "), direction.name(), asked.name);
     let report = Report::begin("patch", global, &name)?;
@@ -76,9 +77,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let patched = run_all(&bench, pairs, &sweeps, options, global)?;
     let seconds = start.elapsed().as_secs_f64();
     let frame = patch::frame(pairs, &patched, &metrics, global.seed)?;
-    let tokens = Tokens::stack(pairs.iter().flat_map(|pair| [pair.clean(), pair.corrupt()]))?;
+    let tokens = found.tokens()?;
     let names: Vec<&str> = sweeps.iter().map(|sweep| sweep.name).collect();
-    let mut extra = super::pairs::record(drawn, 0);
+    let mut extra = found.record();
     extra["sweeps"] = json!(names);
     extra["window"] = json!(args.window);
     extra["direction"] = json!(direction.name());
@@ -145,12 +146,9 @@ fn positions_of(tokens: &Tokens, text: &str) -> Result<Range<usize>> {
 
 fn run_all(bench: &Bench, pairs: &[Pair], sweeps: &[Sweep], options: Options, global: &Global) -> Result<Vec<Patched>> {
     let bar = bar(global.quiet, 0, "{pos}/{len} cells [{wide_bar}] {per_sec}, {eta} left");
+    let mut progress = counted(&bar);
     let one = |(i, pair): (usize, &Pair)| {
-        let mut progress = |done: usize, all: usize| {
-            bar.set_length((all * pairs.len()) as u64);
-            bar.set_position((i * all + done) as u64);
-            Ok(())
-        };
+        let mut progress = |done, all| progress(i * all + done, all * pairs.len());
         patch::patch(&bench.model, pair, sweeps, options, &mut progress)
     };
     let patched = pairs.iter().enumerate().map(one).collect();

@@ -149,6 +149,15 @@ pub fn bar(quiet: bool, length: u64, style: &str) -> indicatif::ProgressBar {
     }
 }
 
+/// Moves a bar as analyses count: what is done, of how much.
+pub fn counted(bar: &indicatif::ProgressBar) -> impl FnMut(usize, usize) -> Result<()> {
+    |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        Ok(())
+    }
+}
+
 /// Takes a directory for the output: a new one, an empty one, or one with an earlier output of ours.
 fn claim(dir: &Path) -> Result<()> {
     let cannot = |what: &str| Error::CannotWrite { path: dir.to_path_buf(), what: what.into() };

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::{note, request};
 
 #[derive(clap::Args, Debug)]
@@ -143,11 +143,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         &directions,
         target.as_ref(),
         &options,
-        &mut |done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            Ok(())
-        },
+        &mut counted(&bar),
     )?;
     bar.finish_and_clear();
     let fingerprint = fingerprint(&mut bench)?;

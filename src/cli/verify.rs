@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar};
+use super::report::{How, Outcome, Report, bar, counted};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -36,11 +36,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let name = format!("{} {}", bench.source.name, args.oracle.display());
     let report = Report::begin("verify", global, &name)?;
     let bar = bar(global.quiet, 0, "{pos}/{len} cells [{wide_bar}] {per_sec}, {eta} left");
-    let compared = verification.run(&bench.model, memory, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        Ok(())
-    })?;
+    let compared = verification.run(&bench.model, memory, &mut counted(&bar))?;
     bar.finish_and_clear();
     let frame = verify::frame(&compared, args.gate)?;
     let failed: Vec<&Compared> = compared.iter().filter(|one| one.passed(args.gate) == Some(false)).collect();

@@ -1,11 +1,61 @@
-//! What several tests need: small seeded models that take no download.
+//! What several tests need: fixtures, and small seeded models that take no download.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use interp::random::{Rng, normal, stream};
-use interp::{Config, Gpt2, Tokens};
+use interp::sweep::Cell;
+use interp::weights::{Checkpoint, read_small};
+use interp::{Config, Edit, Gpt2, Tokens};
+
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// The model of a directory with config.json and model.safetensors.
+pub fn load(dir: &Path, dtype: DType) -> Gpt2 {
+    let path = dir.join("config.json");
+    let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
+    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(dtype, &Device::Cpu).unwrap().model
+}
+
+/// A small random model of which the fixtures say what other libraries compute.
+pub fn parity_model(name: &str) -> Gpt2 {
+    load(&fixture("parity").join(name), DType::F32)
+}
+
+/// An edit narrowed to what a cell covers.
+pub fn narrowed(mut edit: Edit, cell: &Cell) -> Edit {
+    let at = |x: usize| x as i64;
+    if let Some(head) = cell.head {
+        edit = edit.head(at(head));
+    }
+    if let Some(neuron) = cell.neuron {
+        edit = edit.neuron(at(neuron));
+    }
+    if let Some(pos) = cell.pos {
+        edit = if cell.site.is_attention_map() { edit.query(at(pos)) } else { edit.pos(at(pos)) };
+    }
+    if let Some(key) = cell.key {
+        edit = edit.key(at(key));
+    }
+    edit
+}
+
+/// Writes three pairs of one length as JSONL.
+pub fn three_pairs(path: &Path) {
+    let line = |(a, b)| {
+        let prompt = |giver| format!("When {a} and {b} went to the shop, {giver} gave a drink to");
+        serde_json::json!({
+            "clean": prompt(b), "corrupt": prompt(a), "answer": format!(" {a}"), "wrong": format!(" {b}"),
+        })
+        .to_string()
+    };
+    let lines = [("Mary", "John"), ("Tom", "Anna"), ("Lucy", "Peter")].map(line);
+    std::fs::write(path, lines.join("\n")).unwrap();
+}
 
 /// A GPT-2 of an odd shape: 3 layers, 2 heads of 4, 10 neurons, an unembedding of its own.
 pub fn small_config() -> Config {

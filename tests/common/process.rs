@@ -203,6 +203,11 @@ impl Outcome {
         assert_eq!(runs.len(), 1, "{runs:?}");
         runs[0].parent().unwrap().to_path_buf()
     }
+
+    /// Its run.json.
+    pub fn record(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.output().join("run.json")).unwrap()).unwrap()
+    }
 }
 
 /// Whether this machine lets anybody mount a file system that only its own process sees.
@@ -230,8 +235,4 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
         if path.is_dir() && !path.is_symlink() { found.extend(files(&path)) } else { found.push(path) }
     }
     found
-}
-
-pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
