@@ -31,8 +31,8 @@
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
-//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`sweep`], [`trunk`], [`circuits`], [`convention`], [`target`],
-//!    [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
+//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
+//!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`],
 //!    [`residual`], [`steer`], [`train`]
@@ -96,6 +96,7 @@ pub mod ranking;
 pub mod recipe;
 pub mod residual;
 pub mod sampling;
+pub mod scores;
 pub mod shard;
 pub mod site;
 mod slots;

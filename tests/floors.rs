@@ -33,6 +33,7 @@ const FLOORS: [&[&str]; 5] = [
         "pair",
         "pairset",
         "stats",
+        "scores",
         "sweep",
         "trunk",
         "circuits",
