@@ -28,6 +28,7 @@ const FLOORS: [&[&str]; 5] = [
         "pair",
         "pairset",
         "stats",
+        "fit",
         "sweep",
         "trunk",
         "circuits",
