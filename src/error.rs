@@ -109,6 +109,9 @@ pub enum Error {
     /// A frame could not be built. The library checks its input first, so this is a bug.
     #[error("internal: {0}")]
     Frame(#[from] polars::error::PolarsError),
+    /// A model could not be fitted. The library checks its input first, so this is a bug.
+    #[error("internal: {0}")]
+    Fit(#[from] linfa::Error),
     /// A promise of this crate that did not hold.
     #[error("internal: {0}")]
     Bug(String),
@@ -157,7 +160,7 @@ impl Error {
             Error::TryAgain(_) => Kind::TryAgain,
             Error::Interrupted(_) => Kind::Interrupted,
             Error::Terminated(_) => Kind::Terminated,
-            Error::Tensor(_) | Error::Frame(_) | Error::Bug(_) => Kind::Bug,
+            Error::Tensor(_) | Error::Frame(_) | Error::Fit(_) | Error::Bug(_) => Kind::Bug,
         }
     }
 

@@ -31,7 +31,7 @@
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
-//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
+//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
 //!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`],
@@ -65,6 +65,7 @@ pub mod embedded;
 pub mod error;
 pub mod export;
 pub mod figure;
+pub mod fit;
 pub mod folds;
 pub mod frame;
 pub mod freeze;

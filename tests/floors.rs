@@ -34,6 +34,7 @@ const FLOORS: [&[&str]; 5] = [
         "pairset",
         "stats",
         "scores",
+        "fit",
         "sweep",
         "trunk",
         "circuits",

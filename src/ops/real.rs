@@ -113,7 +113,7 @@ macro_rules! vectorised {
         ))
     };
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;
 
 /// See [`vectorised`].
 pub struct Inlined<F>(pub F);
