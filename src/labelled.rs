@@ -102,6 +102,16 @@ impl Labels {
         }
     }
 
+    /// Those of these rows, in this order; names stay as they are.
+    pub fn picked(&self, rows: &[usize]) -> Self {
+        match self {
+            Labels::Classes { names, of } => {
+                Labels::Classes { names: names.clone(), of: rows.iter().map(|row| of[*row]).collect() }
+            }
+            Labels::Values(values) => Labels::Values(rows.iter().map(|row| values[*row]).collect()),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

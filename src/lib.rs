@@ -34,7 +34,7 @@
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
 //!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
-//!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`],
+//!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
 //!    [`residual`], [`steer`], [`train`]
 //! 5. presentation: [`figure`]; and [`verify`], which holds analyses against published figures
 //!
@@ -91,6 +91,7 @@ pub mod patch;
 pub mod perplexity;
 pub mod plan;
 pub mod predict;
+pub mod probe;
 pub mod published;
 pub mod random;
 pub mod ranking;

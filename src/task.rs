@@ -44,6 +44,9 @@ pub struct Task {
     /// Whether labels are names or numbers.
     #[serde(default)]
     pub kind: Kind,
+    /// Texts that are enough for it.
+    #[serde(default = "usual_examples")]
+    pub examples: u64,
     label: String,
     at: String,
     group: Option<String>,
@@ -65,6 +68,10 @@ struct Case {
     roles: Roles,
     #[serde(default)]
     templates: Vec<String>,
+}
+
+fn usual_examples() -> u64 {
+    2000
 }
 
 /// A text of a task.

@@ -64,6 +64,7 @@ const FLOORS: [&[&str]; 5] = [
         "patch",
         "perplexity",
         "predict",
+        "probe",
         "residual",
         "steer",
         "train",

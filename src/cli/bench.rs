@@ -13,7 +13,7 @@ use super::prompts::{read_prompts, truncated};
 use super::source::{Source, check_vocabulary, open_files};
 
 /// Padded tokens that pass through the model at once.
-const BATCH_TOKENS: usize = 8192;
+pub const BATCH_TOKENS: usize = 8192;
 /// What the frame and the picture of a result take, about: measured, the largest was 45 MB.
 const REPORT_BYTES: u64 = 48_000_000;
 

@@ -20,6 +20,7 @@ mod pairs;
 mod patch;
 mod perplexity;
 mod predict;
+mod probe;
 mod prompts;
 mod report;
 mod residual;
@@ -88,6 +89,8 @@ enum Command {
     Perplexity(perplexity::Args),
     /// The likeliest next tokens at every position.
     Predict(predict::Args),
+    /// Fit linear probes at every layer, and hold them against controls.
+    Probe(probe::Args),
     /// Length and turn of the residual stream at every layer.
     Residual(residual::Args),
     /// Every site of a model: name, axes, shape, size.
@@ -151,6 +154,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Patch(args) => patch::run(args, &global),
         Command::Perplexity(args) => perplexity::run(args, &global),
         Command::Predict(args) => predict::run(args, &global),
+        Command::Probe(args) => probe::run(args, &global),
         Command::Residual(args) => residual::run(args, &global),
         Command::Sites => sites::run(&global),
         Command::Steer(args) => steer::run(args, &global),

@@ -55,7 +55,7 @@ pub fn accumulated(frame: &DataFrame) -> Result<Figure> {
         title: format!("The {} if the model stopped there", rows.kind()),
         x_name: "residual stream".into(),
         y_name: rows.kind().into(),
-        lines: vec![Line { name: convention, points }],
+        lines: vec![Line { name: convention, points, ..Line::default() }],
         x_labels: rows.component,
     }
     .draw())

@@ -5,12 +5,14 @@ use super::heatmap::{clip, number};
 use super::palette::{GREY, INK, LINES, PALE, Rgb, Scale, ink_on};
 
 /// One line of a [`Lines`] chart.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Line {
     /// Its name in the legend.
     pub name: String,
     /// Its points; those that are not finite break the line.
     pub points: Vec<(f64, f64)>,
+    /// Intervals, as x, low and high.
+    pub spread: Vec<(f64, f64, f64)>,
 }
 
 /// A chart of lines.
@@ -47,7 +49,8 @@ impl Lines {
         figure.text((24, 24), &self.title, 16, INK, Anchor::Start);
         let points = || self.lines.iter().flat_map(|l| &l.points).filter(|(x, y)| x.is_finite() && y.is_finite());
         let (x_low, x_high) = Scale::over(points().map(|p| p.0)).ends();
-        let ticks = ticks(points().map(|p| p.1));
+        let spreads = || self.lines.iter().flat_map(|l| &l.spread).flat_map(|(_, low, high)| [*low, *high]);
+        let ticks = ticks(points().map(|p| p.1).chain(spreads().filter(|y| y.is_finite())));
         let (y_low, y_high) = (ticks[0], ticks[ticks.len() - 1]);
         let to_x = |x: f64| left + ((x - x_low) / (x_high - x_low) * f64::from(w)).round() as i32;
         let to_y = |y: f64| top + h - ((y - y_low) / (y_high - y_low) * f64::from(h)).round() as i32;
@@ -72,6 +75,12 @@ impl Lines {
             let (color, thickness) = style(i);
             for run in line.points.split(|(x, y)| !x.is_finite() || !y.is_finite()).filter(|run| !run.is_empty()) {
                 figure.path(run.iter().map(|(x, y)| (to_x(*x), to_y(*y))).collect(), color, thickness);
+            }
+            for (x, low, high) in line.spread.iter().filter(|(_, low, high)| low.is_finite() && high.is_finite()) {
+                figure.path(vec![(to_x(*x), to_y(*low)), (to_x(*x), to_y(*high))], color, 1);
+                for end in [low, high] {
+                    figure.path(vec![(to_x(*x) - 3, to_y(*end)), (to_x(*x) + 3, to_y(*end))], color, 1);
+                }
             }
             if line.name.is_empty() {
                 continue;

@@ -7,6 +7,7 @@ mod causal;
 mod charts;
 mod heatmap;
 mod palette;
+mod probed;
 mod steered;
 mod verified;
 mod views;
@@ -18,6 +19,7 @@ pub use causal::{ablate, pairs, patch};
 pub use charts::{Bars, Line, Lines, Strip};
 pub use heatmap::{HeatMaps, Panel};
 pub use palette::{Rgb, Scale};
+pub use probed::probes;
 pub use steered::steer;
 pub use verified::verified;
 pub use views::{

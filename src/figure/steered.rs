@@ -56,7 +56,7 @@ pub fn steer(frame: &DataFrame) -> Result<Figure> {
                 Some(_) if i == 0 => "random directions",
                 Some(_) => "",
             };
-            Line { name: name.into(), points }
+            Line { name: name.into(), points, ..Line::default() }
         };
         Lines {
             title: title.into(),

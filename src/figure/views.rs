@@ -336,6 +336,7 @@ pub fn training(frame: &DataFrame) -> Result<Figure> {
     let line = |name: &str| Line {
         name: name.into(),
         points: (0..rows.len()).filter(|i| split[*i] == name).map(|i| (f64::from(step[i]), loss[i])).collect(),
+        ..Line::default()
     };
     Ok(Lines {
         title: "Training".into(),

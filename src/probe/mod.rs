@@ -1,0 +1,22 @@
+//! Linear probes: what can be read from activations, held against what could be read anyway.
+//!
+//! A probe that does well says that its labels can be read from a site, no more: not that the model put them there for a
+//! purpose, nor that the probe did not learn them by itself. So every probe comes with the commonest class, with labels of
+//! other rows, with a model that has learned nothing, with a control task of random labels (Hewitt & Liang 2019), and with the
+//! bits that it takes to send the labels by it (Voita & Titov 2020); and rows that belong together are never on both sides.
+
+mod controls;
+mod fitted;
+mod judge;
+mod layers;
+mod mdl;
+mod source;
+mod summary;
+
+pub use controls::{control_task, selectivity, shuffled};
+pub use fitted::{Fitting, Probe};
+pub use judge::{Score, judge};
+pub use layers::{Options, Study, layers};
+pub use mdl::{Length, online};
+pub use source::{At, from_documents, from_identity};
+pub use summary::Summary;
