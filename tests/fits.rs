@@ -219,6 +219,33 @@ fn scales_of_features_do_not_break_a_fit() {
 }
 
 #[test]
+fn hard_fits_end_too() {
+    let (n, d) = (700, 90);
+    let mut x = Array2::from_shape_vec((n, d), noise(n * d, 5)).unwrap();
+    for j in 60..d {
+        // Columns that depend on others, or nearly.
+        let column = &x.column(j - 50) + &(x.column(j - 60).to_owned() * 1e-5);
+        x.column_mut(j).assign(&column);
+    }
+    x.row_mut(11).mapv_inplace(|x| x * 3000.0);
+    let score = |i: usize| x[[i, 0]] + x[[i, 1]] - x[[i, 2]];
+    let separable: Vec<usize> = (0..n).map(|i| usize::from(score(i) > 0.0)).collect();
+    let blurred: Vec<usize> = (0..n).map(|i| usize::from(score(i) + 0.5 * x[[i, 3]] * x[[i, 4]] > 0.0)).collect();
+    let three: Vec<usize> = (0..n).map(|i| (score(i) + 1.5).clamp(0.0, 2.0) as usize).collect();
+    for (what, y) in [("separable", separable), ("blurred", blurred), ("three", three)] {
+        let mut last = f64::INFINITY;
+        for alpha in [1e3, 1.0, 1e-4, 1e-8] {
+            let fitted = Logistic::new(alpha).fit_rows(x.view(), &y, None).unwrap();
+            let report = fitted.report();
+            assert!(report.converged && report.objective < last, "{what} {alpha:e}: {report:?}, before {last}");
+            let found = objective(&x, &y, &fitted.weights(), &fitted.intercept(), alpha);
+            assert!((found - report.objective).abs() <= 1e-6 * found, "{what} {alpha:e}: {found} {report:?}");
+            last = report.objective;
+        }
+    }
+}
+
+#[test]
 fn ridge_and_least_squares_are_those_of_scikit_learn() {
     for case in made("regression") {
         let (x, y) = (features(&case), numbers(&case["targets"]));

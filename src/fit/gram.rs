@@ -19,26 +19,30 @@ struct Tile<T> {
     sum: Vec<T>,
 }
 
-/// The lower triangle of Σ (cᵢ(xᵢ − m))(cᵢ(xᵢ − m))ᵀ, row after row; what is above it is 0. `scale` has a cᵢ per row.
-pub(super) fn columns<T: Sum + Real>(x: &Features, shift: &[f64], scale: impl Fn(usize) -> f64 + Sync) -> Vec<f64> {
+/// The lower triangle of Σ (cᵢ(xᵢ − m))(cᵢ(xᵢ − m))ᵀ, row after row; what is above it is 0. `scale` has a cᵢ per row. The
+/// sum is over every `step`-th row.
+pub(super) fn columns<T: Sum + Real>(
+    x: &Features,
+    step: usize,
+    shift: &[f64],
+    scale: impl Fn(usize) -> f64 + Sync,
+) -> Vec<f64> {
     let (n, d) = x.shape();
     let shift: Vec<T> = shift.iter().map(|&m| <T as Real>::of(m)).collect();
     let mut tiles = tiles::<T>(d);
-    let mut scaled = vec![T::default(); CHUNK.min(n) * d];
-    for first in (0..n).step_by(CHUNK) {
-        let last = (first + CHUNK).min(n);
-        let scaled = &mut scaled[..(last - first) * d];
-        scaled.par_chunks_mut(16 * d).enumerate().for_each(|(i, out)| {
-            let from = first + 16 * i;
-            let rows = x.part(from..from + out.len() / d);
-            for (r, (out, row)) in out.chunks_exact_mut(d).zip(rows.chunks_exact(d)).enumerate() {
-                let c = <T as Real>::of(scale(from + r));
+    let taken: Vec<usize> = (0..n).step_by(step).collect();
+    let mut scaled = vec![T::default(); CHUNK.min(taken.len()) * d];
+    for taken in taken.chunks(CHUNK) {
+        let scaled = &mut scaled[..taken.len() * d];
+        scaled.par_chunks_mut(16 * d).zip(taken.par_chunks(16)).for_each(|(out, taken)| {
+            for (out, &i) in out.chunks_exact_mut(d).zip(taken) {
+                let (row, c) = (x.part(i..i + 1), <T as Real>::of(scale(i)));
                 vectorised!(for ((out, &x), &m) in out.iter_mut().zip(row).zip(&shift) {
                     *out = c * (<T as From<f32>>::from(x) - m);
                 });
             }
         });
-        add(&mut tiles, scaled, (last - first, d), (d, 1));
+        add(&mut tiles, scaled, (taken.len(), d), (d, 1));
     }
     assembled(tiles, d)
 }

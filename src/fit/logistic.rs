@@ -36,8 +36,8 @@ pub use super::newton::Report;
 pub struct Logistic {
     /// The weight of the penalty.
     pub alpha: f64,
-    /// The search ends after a step that was expected to gain no more than this share of the objective. What is left
-    /// after it is less by far, because steps gain more and more digits.
+    /// The search ends where the objective is above its minimum by no more than this share of it, as far as that can be
+    /// estimated.
     pub tolerance: f64,
     /// Steps after which it ends, converged or not.
     pub max_iterations: usize,
@@ -47,7 +47,7 @@ pub struct Logistic {
 
 impl Default for Logistic {
     fn default() -> Self {
-        Self { alpha: 1.0, tolerance: 1e-7, max_iterations: 100, softmax: false }
+        Self { alpha: 1.0, tolerance: 1e-8, max_iterations: 100, softmax: false }
     }
 }
 

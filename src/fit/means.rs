@@ -34,7 +34,7 @@ pub enum Means {
     /// without shrinkage: Gaussian classes of one covariance, with their shares of the rows as priors.
     ///
     /// The covariance is over n. Where it is singular (more features than rows, features that depend on each other), 1e-9 of
-    /// the mean of its diagonal is added to the diagonal; scikit-learn takes a pseudo-inverse.
+    /// the mean of its diagonal is added to the diagonal (more, if rounding is larger); scikit-learn takes a pseudo-inverse.
     Discriminant,
 }
 
@@ -113,7 +113,7 @@ fn class_means(x: &Features, y: &[usize], counts: &[usize]) -> Vec<Vec<f64>> {
 fn covariance(x: &Features, y: &[usize], means: &[Vec<f64>], n: usize) -> (Cholesky, bool) {
     let d = x.shape().1;
     // Σ (x − m)(x − m)ᵀ, less what the means of classes lie apart.
-    let mut products = gram::columns::<f64>(x, &x.mean, |_| 1.0);
+    let mut products = gram::columns::<f64>(x, 1, &x.mean, |_| 1.0);
     for (class, mean) in means.iter().enumerate() {
         let count = y.iter().filter(|&&y| y == class).count() as f64;
         let away: Vec<f64> = mean.iter().zip(&x.mean).map(|(class, all)| class - all).collect();
@@ -126,9 +126,17 @@ fn covariance(x: &Features, y: &[usize], means: &[Vec<f64>], n: usize) -> (Chole
     if factor.lifted == 0 {
         return (factor, false);
     }
-    let mean = (0..d).map(|i| products[i * d + i]).sum::<f64>() / d as f64;
-    (0..d).for_each(|i| products[i * d + i] += LIFT * mean);
-    (Cholesky::new(products, d, f64::EPSILON), true)
+    let mut more = LIFT * (0..d).map(|i| products[i * d + i]).sum::<f64>() / d as f64;
+    loop {
+        let mut lifted = products.clone();
+        (0..d).for_each(|i| lifted[i * d + i] += more);
+        let factor = Cholesky::new(lifted, d, 8.0 * f64::EPSILON);
+        // A matrix of zeros is lifted by nothing, and all directions are as good.
+        if factor.lifted == 0 || more == 0.0 {
+            return (factor, true);
+        }
+        more *= 100.0;
+    }
 }
 
 impl Fit<Array2<f32>, Array1<usize>, Error> for Means {

@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::block::{add_scaled, blocks, dot, sum, there_and_back};
+use super::block::{Sum, add_scaled, blocks, dot, sum, there_and_back};
 use super::features::Features;
 use super::loss;
 use crate::ops::gemm::{Threads, View, gemm};
-use crate::ops::real::vectorised;
+use crate::ops::real::{Real, vectorised};
 
-/// Rows whose f64 copies are multiplied at a time, for several scores.
+/// Rows whose copies are multiplied at a time, for several scores.
 const SLICE: usize = 64;
 
 pub(super) struct Objective<'a> {
@@ -102,10 +102,7 @@ impl Objective<'_> {
             let slice = first..(first + SLICE).min(rows.end);
             let n = slice.len();
             let (wide, back) = (&mut wide[..n * d], &mut back[..n * k]);
-            let values = self.x.part(slice.clone());
-            vectorised!(for (wide, &x) in wide.iter_mut().zip(values) {
-                *wide = f64::from(x);
-            });
+            self.widen(slice.clone(), wide);
             let x = View::new(wide, (n, d), (d, 1));
             gemm(back, k, x, View::new(theta, (d, k), (1, width)), 1.0, false, Threads::One);
             for (i, back) in back.chunks_exact_mut(k).enumerate() {
@@ -121,48 +118,79 @@ impl Objective<'_> {
         Part { loss, z, weights, gradient }
     }
 
-    /// The curvature at a point times a vector. The rows are multiplied in f32: it is the gradient that says where the
-    /// optimum is, and this only how to get there.
-    pub fn curvature(&self, at: &Point, v: &[f64]) -> Vec<f64> {
-        let (width, k) = (self.width(), self.scores);
-        let d = width - 1;
-        let v32: Vec<f32> = v.iter().map(|&v| v as f32).collect();
+    /// The curvature at a point times a vector. In f32 as a rule: it is the gradient that says where the optimum is, and
+    /// this only how to get there.
+    pub fn curvature<T: Sum + Real>(&self, at: &Point, v: &[f64]) -> Vec<f64> {
+        let width = self.width();
+        let v_t: Vec<T> = v.iter().map(|&v| <T as Real>::of(v)).collect();
         let parts: Vec<Vec<f64>> = blocks(self.y.len())
             .into_par_iter()
             .map(|rows| {
-                let weights = &at.weights[rows.start * k..rows.end * k];
-                let mut out = vec![0.0_f32; v.len()];
-                if k == 1 {
-                    let mut total = 0.0;
-                    there_and_back(self.x.part(rows), &v32[..d], &mut out[..d], |first, mut products, count| {
-                        for (i, product) in products.iter_mut().take(count).enumerate() {
-                            *product = (*product + v32[d]) * weights[first + i];
-                            total += *product;
-                        }
-                        products
-                    });
-                    out[d] = total;
+                let weights = &at.weights[rows.start * self.scores..rows.end * self.scores];
+                let mut out = vec![T::default(); v.len()];
+                if self.scores == 1 {
+                    self.curve_one(rows, weights, &v_t, &mut out);
                 } else {
-                    let x = View::new(self.x.part(rows.clone()), (rows.len(), d), (d, 1));
-                    let mut back = vec![0.0; weights.len()];
-                    gemm(&mut back, k, x, View::new(&v32, (d, k), (1, width)), 1.0, false, Threads::One);
-                    for (u, p) in back.chunks_exact_mut(k).zip(weights.chunks_exact(k)) {
-                        u.iter_mut().zip(v32.chunks_exact(width)).for_each(|(u, v)| *u += v[d]);
-                        let mean: f32 = u.iter().zip(p).map(|(u, p)| u * p).sum();
-                        u.iter_mut().zip(p).for_each(|(u, p)| *u = p * (*u - mean));
-                        out.chunks_exact_mut(width).zip(&*u).for_each(|(out, u)| out[d] += u);
-                    }
-                    let sent = View::new(&back, (rows.len(), k), (k, 1));
-                    gemm(&mut out, width, sent.transposed(), x, 1.0, true, Threads::One);
+                    self.curve_several(rows, weights, &v_t, &mut out);
                 }
-                out.into_iter().map(f64::from).collect()
+                out.into_iter().map(Into::into).collect()
             })
             .collect();
         let mut out = sum(parts);
         for (out, v) in out.chunks_exact_mut(width).zip(v.chunks_exact(width)) {
-            add_scaled(&mut out[..d], self.alpha, &v[..d]);
+            add_scaled(&mut out[..width - 1], self.alpha, &v[..width - 1]);
         }
         out
+    }
+
+    fn curve_one<T: Sum + Real>(&self, rows: Range<usize>, weights: &[f32], v: &[T], out: &mut [T]) {
+        let (d, mut total) = (v.len() - 1, T::default());
+        there_and_back(self.x.part(rows), &v[..d], &mut out[..d], |first, mut products, count| {
+            for (i, product) in products.iter_mut().take(count).enumerate() {
+                *product = (*product + v[d]) * <T as From<f32>>::from(weights[first + i]);
+                total += *product;
+            }
+            products
+        });
+        out[d] = total;
+    }
+
+    fn curve_several<T: Sum + Real>(&self, rows: Range<usize>, weights: &[f32], v: &[T], out: &mut [T]) {
+        let (width, k) = (self.width(), self.scores);
+        let d = width - 1;
+        let (mut wide, mut back) = (vec![T::default(); SLICE * d], vec![T::default(); SLICE * k]);
+        for first in rows.clone().step_by(SLICE) {
+            let slice = first..(first + SLICE).min(rows.end);
+            let weights = &weights[(first - rows.start) * k..(slice.end - rows.start) * k];
+            let (wide, back) = (&mut wide[..slice.len() * d], &mut back[..slice.len() * k]);
+            self.widen(slice.clone(), wide);
+            let x = View::new(wide, (slice.len(), d), (d, 1));
+            gemm(back, k, x, View::new(v, (d, k), (1, width)), T::one(), false, Threads::One);
+            for (u, p) in back.chunks_exact_mut(k).zip(weights.chunks_exact(k)) {
+                // Beside the likeliest class, whose 1 − p would be rounded away.
+                let likeliest = (0..k).fold(0, |best, class| if p[class] > p[best] { class } else { best });
+                let own = u[likeliest] + v[likeliest * width + d];
+                let mut mean = T::default();
+                for ((u, v), &p) in u.iter_mut().zip(v.chunks_exact(width)).zip(p) {
+                    *u = *u + v[d] - own;
+                    mean += *u * <T as From<f32>>::from(p);
+                }
+                for ((u, out), &p) in u.iter_mut().zip(out.chunks_exact_mut(width)).zip(p) {
+                    *u = <T as From<f32>>::from(p) * (*u - mean);
+                    out[d] += *u;
+                }
+            }
+            let sent = View::new(back, (slice.len(), k), (k, 1));
+            gemm(out, width, sent.transposed(), x, T::one(), true, Threads::One);
+        }
+    }
+
+    /// Copies rows into the type that they are multiplied in.
+    fn widen<T: Sum>(&self, rows: Range<usize>, out: &mut [T]) {
+        let values = self.x.part(rows);
+        vectorised!(for (out, &x) in out.iter_mut().zip(values) {
+            *out = <T as From<f32>>::from(x);
+        });
     }
 
     /// How much each row curves the objective, on average over directions in the space of scores: its weight in the matrix
@@ -172,8 +200,16 @@ impl Objective<'_> {
         if k == 1 {
             return at.weights.iter().map(|&w| f64::from(w)).collect();
         }
-        let mean = |p: &[f32]| (1.0 - p.iter().map(|&p| f64::from(p).powi(2)).sum::<f64>()) / (k - 1) as f64;
-        at.weights.chunks_exact(k).map(|p| mean(p).max(0.0)).collect()
+        // Σ p(1 − p), where 1 − p is what the other classes have.
+        let mean = |p: &[f32]| {
+            let mut sums = [0.0; 2];
+            for &p in p {
+                let p = f64::from(p);
+                sums = [sums[0] + p, sums[1] + p * sums[0]];
+            }
+            2.0 * sums[1] / (k - 1) as f64
+        };
+        at.weights.chunks_exact(k).map(mean).collect()
     }
 
     /// The step t in 0…1 along `end − start` at which the objective is smallest, without another pass: scores are linear

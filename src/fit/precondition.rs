@@ -17,6 +17,18 @@ const LONG: f64 = 10.0;
 /// The least pivot, beside the diagonal: what f32 sums leave undecided.
 const FLOOR: f64 = 1e-6;
 
+/// The least pivot where they are summed in f64.
+const FLOOR64: f64 = 1e-13;
+
+/// Which rows the matrix is made of, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// Each of these many stands for those up to the next; in f32.
+    Every(usize),
+    /// All, in f64.
+    Precisely,
+}
+
 pub(super) struct Preconditioner {
     mean: Vec<f64>,
     /// Σ cᵢ
@@ -25,23 +37,24 @@ pub(super) struct Preconditioner {
     factor: Cholesky,
     /// The rows √cᵢ·(xᵢ − m), where they are fewer than the columns: the factor is of their products, then.
     rows: Option<Vec<f64>>,
-    /// Whether no row was given less than its weight.
-    pub exact: bool,
 }
 
 impl Preconditioner {
-    pub fn new(x: &Features, mut weights: Vec<f64>, alpha: f64) -> Self {
+    /// With a weight per row.
+    pub fn new(x: &Features, mut weights: Vec<f64>, rows: Rows, alpha: f64) -> Self {
         let (n, d) = x.shape();
         let mut sorted = x.squares.clone();
         let (_, &mut median, _) = sorted.select_nth_unstable_by(n / 2, f64::total_cmp);
         let longest = LONG * LONG * median.max(f64::MIN_POSITIVE);
-        let mut exact = true;
         for (weight, square) in weights.iter_mut().zip(&x.squares).filter(|(_, square)| **square > longest) {
             *weight *= longest / square;
-            exact = false;
         }
         let total = weights.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-        let mean: Vec<f64> = weighted_sum(x, &weights).into_iter().map(|sum| sum / total).collect();
+        let even = weights.iter().all(|&weight| weight == weights[0]);
+        let mean: Vec<f64> = match even {
+            true => x.mean.clone(),
+            false => weighted_sum(x, &weights).into_iter().map(|sum| sum / total).collect(),
+        };
         // f32 has a narrow range: the rows are brought to a length of about √d, the factor back.
         let unit = (median / d as f64).sqrt().max(f64::MIN_POSITIVE);
         if n < d {
@@ -54,13 +67,19 @@ impl Preconditioner {
             let mut products = gram::rows(&rows, (n, d));
             (0..n).for_each(|i| products[i * n + i] += alpha);
             let factor = Cholesky::new(products, n, 1e-14);
-            return Self { mean, total, alpha, factor, rows: Some(rows), exact };
+            return Self { mean, total, alpha, factor, rows: Some(rows) };
         }
-        let mut products = gram::columns::<f32>(x, &mean, |i| weights[i].sqrt() / unit);
+        let every = if let Rows::Every(every) = rows { every } else { 1 };
+        let share = (every as f64).sqrt() / unit;
+        let scale = |i: usize| weights[i].sqrt() * share;
+        let (mut products, floor) = match rows {
+            Rows::Every(_) => (gram::columns::<f32>(x, every, &mean, scale), FLOOR),
+            Rows::Precisely => (gram::columns::<f64>(x, 1, &mean, scale), FLOOR64),
+        };
         products.par_iter_mut().for_each(|p| *p *= unit * unit);
         (0..d).for_each(|i| products[i * d + i] += alpha);
-        let factor = Cholesky::new(products, d, FLOOR);
-        Self { mean, total, alpha, factor, rows: None, exact }
+        let factor = raised(products, d, floor);
+        Self { mean, total, alpha, factor, rows: None }
     }
 
     /// The vector that the matrix turns into `r`.
@@ -84,6 +103,19 @@ impl Preconditioner {
         });
         out
     }
+}
+
+/// The factor of a matrix whose diagonal is raised as little as it takes.
+fn raised(a: Vec<f64>, d: usize, floor: f64) -> Cholesky {
+    let mut factor = Cholesky::new(a.clone(), d, floor);
+    let mut share = floor;
+    while factor.lifted > 0 && share <= 1.0 {
+        let mut more = a.clone();
+        (0..d).for_each(|i| more[i * d + i] *= 1.0 + share);
+        factor = Cholesky::new(more, d, 0.1 * floor);
+        share *= 100.0;
+    }
+    factor
 }
 
 /// Σ cᵢ·xᵢ

@@ -85,7 +85,7 @@ pub fn path(x: ArrayView2<'_, f32>, y: &[f64], alphas: &[f64]) -> Result<Vec<Fit
     let rows = (n < d).then(|| centred_rows(&features));
     let (products, right) = match &rows {
         Some(rows) => (gram::rows(rows, (n, d)), centred),
-        None => (gram::columns::<f64>(&features, &features.mean, |_| 1.0), against(&features, &centred)),
+        None => (gram::columns::<f64>(&features, 1, &features.mean, |_| 1.0), against(&features, &centred)),
     };
     let size = right.len();
     let mut spectrum = None;
