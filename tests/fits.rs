@@ -368,3 +368,18 @@ fn constant_features_and_tiny_data_do_no_harm() {
     assert_eq!((ordinary.weights(), ordinary.rank), ([0.0, 0.0].as_slice(), 0));
     assert!((ordinary.intercept() - 2.0).abs() < 1e-12);
 }
+
+#[test]
+fn features_that_never_change_leave_the_shares_of_the_classes() {
+    for (classes, alpha) in [(2, 0.1), (2, 1000.0), (4, 1.0)] {
+        let x = Array2::zeros((168, 8));
+        let y = Array1::from_shape_fn(168, |i| if i % 3 == 0 { 0 } else { i % classes });
+        let fitted = Logistic::new(alpha).fit(&DatasetBase::new(x.clone(), y.clone())).unwrap();
+        assert!(fitted.report().converged, "{:?}", fitted.report());
+        let found = fitted.probabilities(&x);
+        for class in 0..classes {
+            let share = y.iter().filter(|own| **own == class).count() as f64 / 168.0;
+            assert!((found[[0, class]] - share).abs() < 1e-6, "{class}: {} of {share}", found[[0, class]]);
+        }
+    }
+}

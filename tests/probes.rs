@@ -182,7 +182,7 @@ fn text_and_dataset_give_the_same_numbers() {
         let data = frame(&data.arg(path("data")).run().ok());
         assert!(text.height() > 50 && text.equals_missing(&data), "{options}");
     }
-    let probe = |words: &str| Interp::new().words("probe").words(words).words("--data").arg(path("data"));
+    let probe = |words: &str| Interp::new().words("probe -q").words(words).words("--data").arg(path("data"));
     probe("--label topic").run().refused(2, "the dataset has no column `topic`; it has prompt, document");
     probe("--label giver --site z.0").run().refused(2, "has no site `z.0`; it has resid_pre.0, resid_post.1, z.3");
     let plan = std::fs::read_to_string(path("data").join("plan.json")).unwrap();

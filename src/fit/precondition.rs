@@ -56,7 +56,8 @@ impl Preconditioner {
             false => weighted_sum(x, &weights).into_iter().map(|sum| sum / total).collect(),
         };
         // f32 has a narrow range: the rows are brought to a length of about √d, the factor back.
-        let unit = (median / d as f64).sqrt().max(f64::MIN_POSITIVE);
+        // Rows of zeros have no length.
+        let unit = if median > 0.0 { (median / d as f64).sqrt() } else { 1.0 };
         if n < d {
             let rows: Vec<f64> = (0..n)
                 .flat_map(|i| {
