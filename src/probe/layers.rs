@@ -119,11 +119,13 @@ pub fn layers(
             let (probe, score) = work.task(x, &mut table)?;
             if let Some(control) = &control {
                 let found = work.fit_and_judge(x, control, &probe)?;
-                table.push(*site, "test", seed, [("selectivity", selectivity(score, found[0].1))]);
+                if let (Some(task), Some(control)) = (score, headline(&found)) {
+                    table.push(*site, "test", seed, [("selectivity", selectivity(task, control))]);
+                }
                 table.push(*site, "control", seed, found);
             }
             let labels = shuffled(&study.rows.labels, seed);
-            let lost = work.fitting(&probe).fit(x, &labels, &split.train)?;
+            let lost = work.fit(&work.fitting(&probe), x, &labels, &split.train)?;
             table.push(*site, "shuffled", seed, judge(&lost, x, &study.rows.labels, &split.test)?);
             table.push(*site, "majority", seed, [work.majority()]);
             if let Some(random) = study.random {
@@ -159,6 +161,11 @@ fn check(study: &Study<'_>, options: &Options) -> Result<()> {
     }
 }
 
+/// The score that a probe goes by, where it is defined.
+fn headline(scores: &[Score]) -> Option<f64> {
+    scores.iter().find(|(name, _)| matches!(*name, "accuracy" | "r2")).map(|(_, value)| *value)
+}
+
 /// One site and one split.
 struct Work<'a> {
     study: &'a Study<'a>,
@@ -169,19 +176,19 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Fits and judges the probe itself; the score is the first one.
-    fn task(&self, x: ArrayView2<'_, f32>, table: &mut Table) -> Result<(Probe, f64)> {
+    /// Fits and judges the probe itself; what it goes by comes back with it.
+    fn task(&self, x: ArrayView2<'_, f32>, table: &mut Table) -> Result<(Probe, Option<f64>)> {
         let Study { rows, .. } = self.study;
         let Split { train, test } = self.split;
         let chosen = (&self.options.alphas[..], self.options.folds);
         let fitting = self.options.fitting.choose(x, &rows.labels, train, &rows.groups, chosen, self.seed)?;
         let probe = self.fit(&fitting, x, &rows.labels, train)?;
         let scores = judge(&probe, x, &rows.labels, test)?;
-        let first = scores.first().map_or(f64::NAN, |(_, value)| *value);
+        let score = headline(&scores);
         table.push(self.site, "train", self.seed, judge(&probe, x, &rows.labels, train)?);
         table.push(self.site, "train", self.seed, [("alpha", probe.alpha)]);
         table.push(self.site, "test", self.seed, scores);
-        Ok((probe, first))
+        Ok((probe, score))
     }
 
     fn fitting(&self, like: &Probe) -> Fitting {
