@@ -73,13 +73,16 @@ impl Preconditioner {
         let every = if let Rows::Every(every) = rows { every } else { 1 };
         let share = (every as f64).sqrt() / unit;
         let scale = |i: usize| weights[i].sqrt() * share;
-        let (mut products, floor) = match rows {
-            Rows::Every(_) => (gram::columns::<f32>(x, every, &mean, scale), FLOOR),
-            Rows::Precisely => (gram::columns::<f64>(x, 1, &mean, scale), FLOOR64),
+        let (products, floor): (&dyn Fn() -> Vec<f64>, f64) = match rows {
+            Rows::Every(_) => (&|| gram::columns::<f32>(x, every, &mean, scale), FLOOR),
+            Rows::Precisely => (&|| gram::columns::<f64>(x, 1, &mean, scale), FLOOR64),
         };
-        products.par_iter_mut().for_each(|p| *p *= unit * unit);
-        (0..d).for_each(|i| products[i * d + i] += alpha);
-        let factor = raised(products, d, floor);
+        let factor = raised(floor, |share| {
+            let mut products = products();
+            products.par_iter_mut().for_each(|p| *p *= unit * unit);
+            (0..d).for_each(|i| products[i * d + i] = (products[i * d + i] + alpha) * (1.0 + share));
+            (products, d)
+        });
         Self { mean, total, alpha, factor, rows: None }
     }
 
@@ -106,17 +109,17 @@ impl Preconditioner {
     }
 }
 
-/// The factor of a matrix whose diagonal is raised as little as it takes.
-fn raised(a: Vec<f64>, d: usize, floor: f64) -> Cholesky {
-    let mut factor = Cholesky::new(a.clone(), d, floor);
-    let mut share = floor;
-    while factor.lifted > 0 && share <= 1.0 {
-        let mut more = a.clone();
-        (0..d).for_each(|i| more[i * d + i] *= 1.0 + share);
-        factor = Cholesky::new(more, d, 0.1 * floor);
-        share *= 100.0;
+/// The factor of a matrix whose diagonal is raised by as small a share as it takes; as a rule by none.
+fn raised(floor: f64, matrix: impl Fn(f64) -> (Vec<f64>, usize)) -> Cholesky {
+    let mut share = 0.0;
+    loop {
+        let (a, d) = matrix(share);
+        let factor = Cholesky::new(a, d, if share > 0.0 { 0.1 * floor } else { floor });
+        if factor.lifted == 0 || share > 1.0 {
+            return factor;
+        }
+        share = if share > 0.0 { 100.0 * share } else { floor };
     }
-    factor
 }
 
 /// Σ cᵢ·xᵢ
