@@ -1,6 +1,6 @@
 //! Prompt pairs as data: templates with slots, what is corrupted, and what answers.
 //!
-//! A file has `templates`, `[class.X]` and `[slot]` ([`crate::slots`]); `[[arrange]]`, ways in which roles stand for slots, with
+//! A file has `templates`, `[class.X]` and `[slot]` (`slots.rs`); `[[arrange]]`, ways in which roles stand for slots, with
 //! templates of their own if they like; `[[corrupt]]`, what the second prompt has instead; and `[answer]`, a text, or the rows
 //! of an ordered class `after` or `up_to` a slot.
 

@@ -1,6 +1,6 @@
 //! Probing tasks as data: texts made of templates, what is to be read from them, and where.
 //!
-//! A file has `templates`, `[class.X]` and `[slot]` ([`crate::slots`]); `[[case]]`, ways in which roles stand for slots, each with
+//! A file has `templates`, `[class.X]` and `[slot]` (`slots.rs`); `[[case]]`, ways in which roles stand for slots, each with
 //! a label of its own if it likes; and
 //!
 //! - `label`: a text with names in braces; or `position`, the place of the token; or `token` or `next`, the class of the

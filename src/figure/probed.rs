@@ -10,7 +10,7 @@ use super::palette::{GREY, LINES, Rgb};
 use crate::error::{Error, Result};
 use crate::probe::Summary;
 
-/// Probes by layer ([`crate::probe::layers`]), a row per task: the score on rows that were not fitted beside everything that it
+/// Probes by layer ([`crate::probe::layers()`]), a row per task: the score on rows that were not fitted beside everything that it
 /// must be held against, and the bits of the online code, with 95 % intervals over splits.
 ///
 /// # Errors

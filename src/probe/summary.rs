@@ -7,7 +7,7 @@ use polars::prelude::DataFrame;
 use crate::error::Result;
 use crate::stats::{Interval, bootstrap};
 
-/// Means and 95 % intervals over splits, of a frame of [`super::layers`].
+/// Means and 95 % intervals over splits, of a frame of [`super::layers()`].
 pub struct Summary {
     /// The sites of each probe, in their order.
     sites: Vec<(String, Vec<String>)>,

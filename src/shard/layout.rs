@@ -19,7 +19,7 @@ pub trait Shard {
     /// Writes rows: their identity, and one array per row for every wide column.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::CannotWrite`]; the file cannot be finished any more.
+    /// [`crate::Error::Io`] or [`crate::Error::CannotWrite`]; the file cannot be finished any more.
     fn write(&mut self, identity: &DataFrame, wide: &[Values<'_>]) -> Result<()>;
 
     /// Writes what belongs at the end, and flushes.
@@ -84,7 +84,7 @@ impl Layout {
     /// Checks that a file of this layout can say what the identity of rows says.
     ///
     /// # Errors
-    /// [`Error::Request`] for values that are missing, in arrays.
+    /// [`crate::Error::Request`] for values that are missing, in arrays.
     pub fn check(self, identity: &DataFrame) -> Result<()> {
         match self {
             Layout::Npz | Layout::Safetensors => {
