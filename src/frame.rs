@@ -140,6 +140,20 @@ pub fn shift_prompts(mut frame: DataFrame, first: u32) -> Result<DataFrame> {
     Ok(frame)
 }
 
+/// Puts a frame below those that there are.
+///
+/// # Errors
+/// Frames of other columns.
+pub fn append(stacked: &mut Option<DataFrame>, part: DataFrame) -> Result<()> {
+    match stacked {
+        Some(stacked) => {
+            stacked.vstack_mut(&part)?;
+        }
+        None => *stacked = Some(part),
+    }
+    Ok(())
+}
+
 /// What `f` makes of the elements of a tensor in order, as f32 on the CPU; those that are so already are not copied.
 ///
 /// # Errors

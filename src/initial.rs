@@ -1,9 +1,11 @@
 //! How a model starts before it has learned anything.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::random;
 
 /// Draws a tensor as GPT-2 was initialised: N(0, 0.02) at its width of 768 and in inverse proportion to the root of
@@ -30,6 +32,18 @@ pub fn weights(name: &str, shape: &[usize], config: &Config, seed: u64) -> Resul
         (0..count).map(|_| (spread / narrow * random::normal(&mut rng)) as f32).collect()
     };
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// The weights of a model that has learned nothing, by name.
+///
+/// # Errors
+/// [`Error::Bug`] for a name that is no tensor of the model, and as [`weights`].
+pub fn draw(config: &Config, seed: u64) -> impl Fn(&str) -> Result<Tensor> + '_ {
+    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    move |name| {
+        let shape = shapes.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
+        weights(name, shape, config, seed)
+    }
 }
 
 /// Wavelengths grow from two and a half positions to all of them, so that neighbours differ as clearly as halves do.

@@ -126,12 +126,7 @@ impl Trainer {
     pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>) -> Result<Self> {
         let seed = recipe.train.seed;
         let config = recipe.shape()?.config(tokenizer.vocab_size())?;
-        let shapes: std::collections::BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        let draw = |name: &str| -> Result<Tensor> {
-            let shape = shapes.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
-            initial::weights(name, shape, &config, seed)
-        };
-        Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, draw)
+        Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, initial::draw(&config, seed))
     }
 
     /// Starts a run from a model that exists; `origin` tells it from others, such as the hash of its weights.

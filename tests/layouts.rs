@@ -35,6 +35,11 @@ fn f32s(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
+/// All rows of one site.
+fn site_of(data: &Dataset, name: &str) -> interp::Result<ndarray::Array2<f32>> {
+    Ok(data.read(&[name.to_string()])?.1.remove(0))
+}
+
 #[test]
 fn a_dataset_reads_back_to_the_bit() {
     let place = Place::new(60);
@@ -43,20 +48,20 @@ fn a_dataset_reads_back_to_the_bit() {
     let (single, half) = (Dataset::open(&place.path("single")).unwrap(), Dataset::open(&place.path("half")).unwrap());
     let wanted = read(&place.path("single"));
     assert!(single.manifest().parts.len() > 3, "several parts");
-    let identity = single.read_identity().unwrap();
-    assert!(identity.equals(&half.read_identity().unwrap()));
+    let identity = single.read(&[]).unwrap().0;
+    assert!(identity.equals(&half.read(&[]).unwrap().0));
     let names = ["prompt", "document", "pos", "token_id", "token"];
     assert_eq!(identity.get_column_names(), names);
     assert!(identity.equals(&wanted.select(names).unwrap()));
     for site in ["resid_post.0", "z.1"] {
         let (width, values) = bits(&wanted, site);
-        let found = single.read_site(site).unwrap();
+        let found = site_of(&single, site).unwrap();
         assert_eq!(found.dim(), (wanted.height(), width));
         assert!(found.iter().map(|x| x.to_bits()).eq(values.iter().copied()), "{site}");
         let rounded = values.iter().map(|x| f16::from_f32(f32::from_bits(*x)).to_f32());
-        assert!(half.read_site(site).unwrap().iter().copied().eq(rounded), "{site} in f16");
+        assert!(site_of(&half, site).unwrap().iter().copied().eq(rounded), "{site} in f16");
     }
-    let refused = single.read_site("z.2").unwrap_err();
+    let refused = site_of(&single, "z.2").unwrap_err();
     assert!(
         matches!(&refused, Error::Request(_)) && refused.to_string().contains("it has resid_post.0, z.1"),
         "{refused}"
@@ -71,7 +76,7 @@ fn what_is_not_what_was_written_is_refused() {
     let part = |i: usize| dir.join(format!("part-{i:05}.parquet"));
     let (first, second) = (std::fs::read(part(0)).unwrap(), std::fs::read(part(1)).unwrap());
     let refused = |wanted: &str| {
-        let error = Dataset::open(&dir).and_then(|data| data.read_site("z.1").map(|_| ())).unwrap_err();
+        let error = Dataset::open(&dir).and_then(|data| site_of(&data, "z.1").map(|_| ())).unwrap_err();
         assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(wanted), "{error}");
     };
     let mut flipped = first.clone();
@@ -83,7 +88,7 @@ fn what_is_not_what_was_written_is_refused() {
     std::fs::remove_file(part(0)).unwrap();
     refused("part-00000.parquet: is missing");
     std::fs::write(part(0), &first).unwrap();
-    Dataset::open(&dir).unwrap().read_site("z.1").unwrap();
+    site_of(&Dataset::open(&dir).unwrap(), "z.1").unwrap();
     let sealed = std::fs::read_to_string(dir.join("manifest.json")).unwrap();
     std::fs::write(dir.join("manifest.json"), sealed.replacen("part-00001.parquet", "../a.parquet", 1)).unwrap();
     refused("manifest.json has other parts than plan.json");

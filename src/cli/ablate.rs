@@ -183,7 +183,7 @@ fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -
             "{name} goes by position, but the prompts have {lengths:?} tokens: give prompts of one length (--template N draws such pairs)"
         )));
     }
-    let length = questions[0].tokens.longest();
+    let length = questions.first().map_or(1, |question| question.tokens.longest());
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, config.n_layer)).transpose()?;
     let heads = places(&args.head, "head", config.n_layer, config.n_head)?;
     let neurons = places(&args.neuron, "neuron", config.n_layer, config.n_inner)?;
@@ -232,7 +232,7 @@ fn experiments(
     if !args.together {
         return Ok((chosen.into_iter().map(|cell| vec![cell]).collect(), 0));
     }
-    let length = questions[0].tokens.longest();
+    let length = questions.first().map_or(1, |question| question.tokens.longest());
     let all: Vec<Cell> =
         sweeps.iter().flat_map(|sweep| sweep.cells(bench.config(), length)).filter(does_something).collect();
     let random = random_sets(&chosen, &all, CONTROLS, seed);

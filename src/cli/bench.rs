@@ -13,7 +13,7 @@ use super::prompts::{read_prompts, truncated};
 use super::source::{Source, check_vocabulary, open_files};
 
 /// Padded tokens that pass through the model at once.
-pub const BATCH_TOKENS: usize = 8192;
+const BATCH_TOKENS: usize = 8192;
 /// What the frame and the picture of a result take, about: measured, the largest was 45 MB.
 const REPORT_BYTES: u64 = 48_000_000;
 
@@ -131,7 +131,7 @@ impl Bench {
             let trace = plan.run(&self.model, &batch)?;
             applied = Applied::larger(applied, trace.edits());
             let part = interp::frame::shift_prompts(frame(&trace)?, first as u32)?;
-            append(&mut stacked, part)?;
+            interp::frame::append(&mut stacked, part)?;
         }
         let frame = stacked.ok_or_else(|| Error::Bug("no batch".into()))?;
         self.report_edits(&applied);
@@ -143,17 +143,6 @@ impl Bench {
             super::note(self.quiet, &format!("note: edit `{}` changed nothing: the values were so already", edit.edit));
         }
     }
-}
-
-/// Puts a frame below those that there are.
-pub fn append(stacked: &mut Option<DataFrame>, part: DataFrame) -> Result<()> {
-    match stacked {
-        Some(stacked) => {
-            stacked.vstack_mut(&part)?;
-        }
-        None => *stacked = Some(part),
-    }
-    Ok(())
 }
 
 /// Cuts a batch into batches of a bounded number of padded tokens, with the index of each first prompt.

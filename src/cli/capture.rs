@@ -5,7 +5,7 @@ use polars::prelude::{ChunkCompareEq, DataFrame};
 use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
-use super::bench::{Bench, append, batches};
+use super::bench::{Bench, batches};
 use super::report::{How, Outcome, Report, csv, print, rows, say};
 use super::{note, request};
 
@@ -97,7 +97,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         for (first, batch) in all {
             let trace = capture::tidy(&bench.model, &batch, &plan, &sites, &mut |_, part| {
                 if first == 0 {
-                    append(&mut summary, capture::summary(&part, &batch)?)?;
+                    frame::append(&mut summary, capture::summary(&part, &batch)?)?;
                 }
                 let part = frame::shift_prompts(part, first as u32)?;
                 rows_written += part.height() as u64;
@@ -153,7 +153,7 @@ fn wide_figure(wide: &DataFrame, sites: &[Site]) -> Result<figure::Figure> {
             "token" => first.column("token")?.str()?.clone(),
             "rms" => rms,
         )?;
-        append(&mut stacked, part)?;
+        frame::append(&mut stacked, part)?;
     }
     figure::capture(&stacked.ok_or_else(|| Error::Bug("a capture without sites".into()))?, 0)
 }

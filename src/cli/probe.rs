@@ -1,19 +1,18 @@
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use interp::dataset::documents;
 use interp::dataset::reader::Dataset;
 use interp::labelled::{Kind, Labelled};
 use interp::probe::{self, At, Options, Study, Summary};
 use interp::task::{SHIPPED, Task};
-use interp::tokens::{Tokens, batches};
+use interp::tokens::Tokens;
 use interp::{Error, Gpt2, Plan, Result, Site, figure, gather, initial};
 use ndarray::Array2;
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::Global;
-use super::bench::{BATCH_TOKENS, Bench, append};
+use super::bench::{Bench, batches};
 use super::report::{How, Outcome, Report, bar, counted};
 use super::{note, request};
 
@@ -136,8 +135,11 @@ fn fit(args: &Train, global: &Global) -> Result<()> {
         ..Options::default()
     };
     options.fitting.max_iterations = args.max_iterations;
-    let untrained =
-        if args.no_random_model || args.data.is_some() { None } else { Some(untrained(&bench, global.seed)?) };
+    let untrained = if args.no_random_model || args.data.is_some() {
+        None
+    } else {
+        Some(Gpt2::new(bench.config().clone(), initial::draw(bench.config(), global.seed))?)
+    };
     if args.data.is_some() && !args.no_random_model {
         note(
             global.quiet,
@@ -164,7 +166,7 @@ fn fit(args: &Train, global: &Global) -> Result<()> {
             "probe": rows.name, "prompts": distinct(&rows.labelled.prompt), "rows": rows.labelled.labels.len(), "groups": distinct(&rows.labelled.groups),
             "control_types": distinct(&rows.labelled.controls),
         }));
-        append(&mut frame, own)?;
+        interp::frame::append(&mut frame, own)?;
     }
     let frame = frame.ok_or_else(|| Error::Bug("no task".into()))?;
     let outcome = Outcome {
@@ -273,8 +275,8 @@ fn sites(args: &Train, layers: usize) -> Result<Vec<Site>> {
 fn features(model: &Gpt2, sites: &[Site], tokens: &Tokens, labelled: &Labelled) -> Result<Vec<Array2<f32>>> {
     let chosen = labelled.positions(tokens.len());
     let mut all = vec![Vec::new(); sites.len()];
-    for batch in batches((0..tokens.len()).map(|prompt| tokens.row(prompt).len()), BATCH_TOKENS) {
-        gather::read_rows(model, sites, &tokens.slice(batch.clone()), &chosen[batch], &mut all)?;
+    for (first, batch) in batches(tokens) {
+        gather::read_rows(model, sites, &batch, &chosen[first..first + batch.len()], &mut all)?;
     }
     let rows = labelled.labels.len();
     let table = |values: Vec<f32>| Array2::from_shape_vec((rows, values.len() / rows), values);
@@ -298,20 +300,11 @@ fn dataset(dir: &Path, args: &Train, (kind, label, at): (Kind, &str, &At), bench
     };
     let group = args.group.as_deref().unwrap_or("document");
     let start = data.plan().request.cut.start;
-    let (chosen, labelled) = probe::from_identity(&data.read_identity()?, (label, group), at, kind, start)?;
-    let read = |site: &Site| Ok(data.read_site(&site.to_string())?.select(ndarray::Axis(0), &chosen));
-    let features = sites.iter().map(read).collect::<Result<_>>()?;
+    let names: Vec<String> = sites.iter().map(Site::to_string).collect();
+    let (identity, features) = data.read(&names)?;
+    let (chosen, labelled) = probe::from_identity(&identity, (label, group), at, kind, start)?;
+    let features = features.iter().map(|x| x.select(ndarray::Axis(0), &chosen)).collect();
     Ok(Rows { name: label.to_string(), sites, features, random: None, labelled })
-}
-
-/// A model of the same shape, as training would begin.
-fn untrained(bench: &Bench, seed: u64) -> Result<Gpt2> {
-    let config = bench.config().clone();
-    let shapes: std::collections::BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-    Gpt2::new(config.clone(), |name| -> Result<Tensor> {
-        let shape = shapes.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
-        initial::weights(name, shape, &config, seed)
-    })
 }
 
 /// A table per task: what each site says, and what it must be held against.

@@ -8,6 +8,7 @@ use polars::prelude::DataFrame;
 use super::manifest::Manifest;
 use super::plan::Plan;
 use crate::error::{Error, Result};
+use crate::frame;
 use crate::shard::{Layout, ShardReader};
 
 /// A sealed dataset in Parquet.
@@ -51,35 +52,27 @@ impl Dataset {
         ShardReader::parse(entry.read(&self.dir)?, &self.dir.join(&entry.file))
     }
 
-    /// Identity of all rows: `prompt`, `document`, `pos`, `token_id`, `token` and the labels.
-    ///
-    /// # Errors
-    /// As [`Dataset::read_part`].
-    pub fn read_identity(&self) -> Result<DataFrame> {
-        let mut all: Option<DataFrame> = None;
-        for index in 0..self.manifest.parts.len() {
-            let part = self.read_part(index)?.identity()?;
-            match &mut all {
-                Some(all) => {
-                    all.vstack_mut(&part)?;
-                }
-                None => all = Some(part),
-            }
-        }
-        all.ok_or_else(|| Error::data(&self.dir, "a dataset without parts"))
-    }
-
-    /// All rows of a site, by the name that it has in the dataset: `[row, d]`, in f32.
+    /// Identity of all rows (`prompt`, `document`, `pos`, `token_id`, `token` and the labels), and of each of these sites, by the
+    /// names that they have in the dataset, `[row, d]` in f32. Every part is read and checked once.
     ///
     /// # Errors
     /// As [`Dataset::read_part`], and [`Error::Request`] for a site that is not in it.
-    pub fn read_site(&self, name: &str) -> Result<Array2<f32>> {
-        let mut all = Vec::new();
+    pub fn read(&self, names: &[String]) -> Result<(DataFrame, Vec<Array2<f32>>)> {
+        let mut identity = None;
+        let mut values = vec![Vec::new(); names.len()];
         for index in 0..self.manifest.parts.len() {
-            all.append(&mut self.read_part(index)?.values(name)?);
+            let part = self.read_part(index)?;
+            frame::append(&mut identity, part.identity()?)?;
+            for (name, values) in names.iter().zip(&mut values) {
+                values.append(&mut part.values(name)?);
+            }
         }
+        let identity = identity.ok_or_else(|| Error::data(&self.dir, "a dataset without parts"))?;
         let rows = self.manifest.rows as usize;
-        let width = all.len() / rows.max(1);
-        Array2::from_shape_vec((rows, width), all).map_err(|e| Error::data(&self.dir, e.to_string()))
+        let table = |values: Vec<f32>| {
+            let width = values.len() / rows.max(1);
+            Array2::from_shape_vec((rows, width), values).map_err(|e| Error::data(&self.dir, e.to_string()))
+        };
+        Ok((identity, values.into_iter().map(table).collect::<Result<_>>()?))
     }
 }
