@@ -225,7 +225,7 @@ pub fn from_prompts(
 }
 
 /// Whether each position has a vector there that later sites depend on.
-fn takes_directions(site: Site) -> bool {
+pub(crate) fn takes_directions(site: Site) -> bool {
     let axes = site.axes();
     axes.get(1) == Some(&Axis::Pos) && !axes.contains(&Axis::One) && !axes.contains(&Axis::Vocab)
 }

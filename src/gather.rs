@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Result;
+use crate::config::Config;
+use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::plan::Plan;
-use crate::site::Site;
+use crate::site::{Axis, Site};
 use crate::tokens::Tokens;
 
 /// Runs the model on a batch and adds, for every site, its vectors at the chosen positions of each prompt, in order: one
@@ -43,6 +44,26 @@ pub fn read_rows(
         })
     })?;
     Ok(())
+}
+
+/// Checks sites: every one must have one vector per position.
+///
+/// # Errors
+/// [`Error::Request`] for sites without one, and for the logits, which are 200 kB per token.
+pub fn check_sites(sites: &[Site]) -> Result<()> {
+    match sites.iter().find(|site| site.axes().get(1) != Some(&Axis::Pos) || **site == Site::Logits) {
+        Some(Site::Logits) => Err(Error::request("logits are no activations; `predict` has the likeliest tokens")),
+        Some(site) => {
+            Err(Error::request(format!("`{site}` has no vector per position, and nothing to be kept of a token")))
+        }
+        None if sites.is_empty() => Err(Error::request("there is no site to read")),
+        None => Ok(()),
+    }
+}
+
+/// Numbers per row of a site.
+pub fn width(config: &Config, site: Site) -> usize {
+    site.shape(&config.extents(1, 1, 0)).iter().product()
 }
 
 /// A stream is the same at the end of a layer and at the start of the next, which then need not be computed.

@@ -55,8 +55,10 @@ pub struct Labelled {
     pub pos: Vec<u32>,
     /// The label of each row.
     pub labels: Labels,
-    /// The group of each row.
+    /// The group of each row, an index into `group_names`.
     pub groups: Vec<u32>,
+    /// Each group once, as they come.
+    pub group_names: Vec<String>,
     /// The control type of each row.
     pub controls: Vec<u32>,
 }
@@ -80,17 +82,7 @@ impl Labels {
                 let codes = codes(texts);
                 Ok(Labels::Classes { names: codes.0.into_iter().map(str::to_string).collect(), of: codes.1 })
             }
-            Kind::Value => {
-                let parse = |text: &String| {
-                    text.parse().ok().filter(|x: &f64| x.is_finite()).ok_or_else(|| {
-                        Error::request(format!(
-                            "the label `{}` is no number, as those of a regression are",
-                            shorten(text)
-                        ))
-                    })
-                };
-                Ok(Labels::Values(texts.iter().map(parse).collect::<Result<_>>()?))
-            }
+            Kind::Value => Ok(Labels::Values(texts.iter().map(|text| number(text)).collect::<Result<_>>()?)),
         }
     }
 
@@ -119,28 +111,82 @@ impl Labels {
 }
 
 impl Labelled {
-    /// Puts rows together.
+    /// Puts rows together, with the classes that their labels have.
     ///
     /// # Errors
     /// As [`Labels::parse`].
     pub fn new(kind: Kind, rows: &[Row]) -> Result<Self> {
-        let texts = |of: fn(&Row) -> &String| rows.iter().map(|row| of(row).clone()).collect::<Vec<_>>();
-        let numbers = |of: fn(&Row) -> &String| codes(&texts(of)).1.into_iter().map(|code| code as u32).collect();
-        Ok(Self {
-            prompt: rows.iter().map(|row| row.prompt).collect(),
-            pos: rows.iter().map(|row| row.pos).collect(),
-            labels: Labels::parse(kind, &texts(|row| &row.label))?,
-            groups: numbers(|row| &row.group),
-            controls: numbers(|row| &row.control),
-        })
+        let labels = Labels::parse(kind, &rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>())?;
+        Ok(Self::with(labels, rows))
     }
 
-    /// The chosen positions of each of `prompts` prompts, in order.
-    pub fn positions(&self, prompts: usize) -> Vec<Vec<u32>> {
-        let mut all = vec![Vec::new(); prompts];
-        self.prompt.iter().zip(&self.pos).for_each(|(prompt, pos)| all[*prompt as usize].push(*pos));
-        all
+    /// Puts rows together that are to be judged by what has these classes, or by what predicts numbers where there are none.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no row, and for a label that is none of the classes, or no number.
+    pub fn known(classes: Option<&[String]>, rows: &[Row]) -> Result<Self> {
+        if rows.is_empty() {
+            return Err(Error::request("there is no row with a label"));
+        }
+        let Some(classes) = classes else {
+            return Ok(Self::with(
+                Labels::Values(rows.iter().map(|row| number(&row.label)).collect::<Result<_>>()?),
+                rows,
+            ));
+        };
+        let class = |row: &Row| {
+            classes.iter().position(|class| *class == row.label).ok_or_else(|| {
+                let known: Vec<String> = classes.iter().take(20).map(|class| shorten(class)).collect();
+                Error::request(format!(
+                    "the probe knows no class `{}`; it has {}",
+                    shorten(&row.label),
+                    known.join(", ")
+                ))
+            })
+        };
+        let of = rows.iter().map(class).collect::<Result<_>>()?;
+        Ok(Self::with(Labels::Classes { names: classes.to_vec(), of }, rows))
     }
+
+    fn with(labels: Labels, rows: &[Row]) -> Self {
+        let (group_names, groups) = firsts(rows.iter().map(|row| row.group.as_str()));
+        let (_, controls) = firsts(rows.iter().map(|row| row.control.as_str()));
+        Self {
+            prompt: rows.iter().map(|row| row.prompt).collect(),
+            pos: rows.iter().map(|row| row.pos).collect(),
+            labels,
+            groups,
+            group_names,
+            controls,
+        }
+    }
+}
+
+/// The chosen positions of each of `prompts` prompts, in order.
+pub fn positions(rows: &[Row], prompts: usize) -> Vec<Vec<u32>> {
+    let mut all = vec![Vec::new(); prompts];
+    rows.iter().for_each(|row| all[row.prompt as usize].push(row.pos));
+    all
+}
+
+/// A label that is a number.
+fn number(text: &str) -> Result<f64> {
+    text.parse().ok().filter(|x: &f64| x.is_finite()).ok_or_else(|| {
+        Error::request(format!("the label `{}` is no number, as those of a regression are", shorten(text)))
+    })
+}
+
+/// The texts as they come, each once; and the place of each text among them.
+fn firsts<'a>(texts: impl Iterator<Item = &'a str>) -> (Vec<String>, Vec<u32>) {
+    let (mut names, mut places) = (Vec::new(), BTreeMap::new());
+    let of = texts.map(|text| {
+        *places.entry(text).or_insert_with(|| {
+            names.push(text.to_string());
+            names.len() as u32 - 1
+        })
+    });
+    let of = of.collect();
+    (names, of)
 }
 
 /// The texts, sorted, each once; and the place of each text among them.
@@ -185,9 +231,23 @@ mod tests {
             group: group.into(),
             control: label.into(),
         };
-        let all =
-            Labelled::new(Kind::Classes, &[row(0, 1, "a", "y"), row(0, 3, "b", "y"), row(2, 0, "a", "x")]).unwrap();
-        assert_eq!(all.positions(3), [vec![1, 3], vec![], vec![0]]);
-        assert_eq!((all.groups, all.controls), (vec![1, 1, 0], vec![0, 1, 0]));
+        let rows = [row(0, 1, "a", "y"), row(0, 3, "b", "y"), row(2, 0, "a", "x")];
+        let all = Labelled::new(Kind::Classes, &rows).unwrap();
+        assert_eq!(positions(&rows, 3), [vec![1, 3], vec![], vec![0]]);
+        assert_eq!((&all.groups, &all.controls), (&vec![0, 0, 1], &vec![0, 1, 0]));
+        assert_eq!(all.group_names, ["y", "x"]);
+    }
+
+    #[test]
+    fn what_is_judged_has_the_classes_of_the_probe() {
+        let row = |label: &str| Row { label: label.into(), ..Row::default() };
+        let classes = texts(&["a", "b", "c"]);
+        let one = Labelled::known(Some(&classes), &[row("b"), row("b")]).unwrap();
+        assert_eq!(one.labels, Labels::Classes { names: classes.clone(), of: vec![1, 1] });
+        let refused = Labelled::known(Some(&classes), &[row("d")]).unwrap_err().to_string();
+        assert!(refused.contains("knows no class `d`; it has a, b, c"), "{refused}");
+        assert_eq!(Labelled::known(None, &[row("2")]).unwrap().labels, Labels::Values(vec![2.0]));
+        assert!(Labelled::known(None, &[row("b")]).unwrap_err().to_string().contains("`b` is no number"));
+        assert!(Labelled::known(None, &[]).unwrap_err().to_string().contains("no row"));
     }
 }

@@ -4,6 +4,8 @@
 //! one of values that are not numbers, of probabilities outside 0 … 1, or of inputs whose lengths differ: no score is
 //! made up. Formulas are those of scikit-learn 1.9 and SciPy 1.17; where they make up a number, the docstring says so.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Result};
 
 /// How often each class was predicted for each class.
@@ -329,4 +331,31 @@ fn deviations(values: &[f64]) -> Option<(Vec<f64>, f64)> {
     let centred: Vec<f64> = values.iter().map(|x| x - middle - left).collect();
     let largest = centred.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
     Some((centred.into_iter().map(|x| x / largest).collect(), largest))
+}
+
+/// How far two ways to sort rows into kinds agree, by pairs of rows, where 0 is what chance gives and 1 the same (adjusted Rand
+/// index, Hubert & Arabie 1985). `None` without rows.
+pub fn adjusted_rand(truth: &[usize], found: &[usize]) -> Option<f64> {
+    let mut cells: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    for (&a, &b) in pairs(truth, found)? {
+        *cells.entry((a, b)).or_default() += 1;
+    }
+    let (mut rows, mut columns) = (BTreeMap::<usize, u64>::new(), BTreeMap::<usize, u64>::new());
+    for (&(a, b), &count) in &cells {
+        *rows.entry(a).or_default() += count;
+        *columns.entry(b).or_default() += count;
+    }
+    // Ordered pairs of different rows.
+    let together = |counts: &mut dyn Iterator<Item = u64>| counts.map(|n| n as f64 * (n as f64 - 1.0)).sum::<f64>();
+    let both = together(&mut cells.values().copied());
+    let (one, other) = (together(&mut rows.into_values()), together(&mut columns.into_values()));
+    let all = together(&mut std::iter::once(truth.len() as u64));
+    if truth.is_empty() {
+        return None;
+    }
+    if both == one && both == other {
+        return Some(1.0);
+    }
+    let chance = one * other / all;
+    finite((both - chance) / (0.5 * (one + other) - chance))
 }

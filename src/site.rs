@@ -295,6 +295,19 @@ impl Site {
         }
         Err(unknown(pattern, layers))
     }
+
+    /// Every site that some patterns name, each once, in the order of the patterns.
+    ///
+    /// # Errors
+    /// As [`Site::matching`].
+    pub fn matching_all(patterns: &[impl AsRef<str>], layers: usize) -> Result<Vec<Site>> {
+        let mut sites: Vec<Site> = Vec::new();
+        for pattern in patterns {
+            let found = Site::matching(pattern.as_ref(), layers)?;
+            sites.extend(found.into_iter().filter(|site| !sites.contains(site)).collect::<Vec<_>>());
+        }
+        Ok(sites)
+    }
 }
 
 /// Prints the short name: `resid_post.6`.

@@ -5,9 +5,12 @@
 //!
 //! - `label`: a text with names in braces; or `position`, the place of the token; or `token` or `next`, the class of the
 //!   token or of the one after it by `[rule]`, lists of words. Tokens of no class are no rows.
+//! - `sites`: where it is asked, by names or patterns; anywhere without it.
 //! - `at`: the token that is read: `first`, `last`, `all`, or the last one of what stands for a name, `{noun}`.
 //! - `group`: what must not be on both sides of a split, a text with names; the template without it.
 //! - `control`: what gets a label of its own in the control task, a text with names; the token without it.
+//! - `answer` and `wrong`, which a case may have for itself: how the text goes on if the model goes by the label, and if it goes
+//!   by another one; a token each. With them it can be tried whether the model uses what is read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,14 +18,23 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result, toml_fault};
-use crate::labelled::{Kind, Labelled, Row};
+use crate::labelled::{Kind, Row};
 use crate::random::{SliceRandom, stream};
 use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
+use crate::target::Target;
 use crate::text::{Encoding, Tokenizer};
 use crate::tokens::Tokens;
 
 /// The tasks that come with the workbench, by name.
-pub const SHIPPED: [(&str, &str); 8] = [
+pub const SHIPPED: [(&str, &str); 16] = [
+    ("number", include_str!("../probes/number.toml")),
+    ("sentiment", include_str!("../probes/sentiment.toml")),
+    ("giver", include_str!("../probes/giver.toml")),
+    ("fact", include_str!("../probes/fact.toml")),
+    ("year", include_str!("../probes/year.toml")),
+    ("position", include_str!("../probes/position.toml")),
+    ("next", include_str!("../probes/next.toml")),
+    ("part-of-speech", include_str!("../probes/part-of-speech.toml")),
     ("tiny-number", include_str!("../probes/tiny-number.toml")),
     ("tiny-sentiment", include_str!("../probes/tiny-sentiment.toml")),
     ("tiny-giver", include_str!("../probes/tiny-giver.toml")),
@@ -45,12 +57,17 @@ pub struct Task {
     #[serde(default)]
     pub kind: Kind,
     /// Texts that are enough for it.
-    #[serde(default = "usual_examples")]
-    pub examples: u64,
+    #[serde(default = "usual_examples", rename = "examples")]
+    pub usual: u64,
+    /// Where it is asked, by names or patterns of sites; empty for wherever one likes.
+    #[serde(default)]
+    pub sites: Vec<String>,
     label: String,
     at: String,
     group: Option<String>,
     control: Option<String>,
+    answer: Option<String>,
+    wrong: Option<String>,
     templates: Vec<String>,
     class: BTreeMap<String, Class>,
     slot: BTreeMap<String, Slot>,
@@ -64,6 +81,8 @@ pub struct Task {
 #[serde(deny_unknown_fields)]
 struct Case {
     label: Option<String>,
+    answer: Option<String>,
+    wrong: Option<String>,
     #[serde(default)]
     roles: Roles,
     #[serde(default)]
@@ -84,6 +103,19 @@ pub struct Example {
     control: Option<String>,
     /// Where in the text the token ends that is read, in bytes, if a name says so.
     end: Option<usize>,
+    /// How it goes on, rightly and wrongly.
+    answers: Option<(String, String)>,
+}
+
+/// The texts of a task, and what is to be read from them.
+#[derive(Clone, Debug)]
+pub struct Examples {
+    /// The texts.
+    pub tokens: Tokens,
+    /// What is to be read.
+    pub rows: Vec<Row>,
+    /// How each text goes on, where the task says so.
+    pub targets: Option<Vec<Target>>,
 }
 
 impl Task {
@@ -129,11 +161,23 @@ impl Task {
         if self.at != "all" && (by_rule || self.label == "position") {
             return Err(format!("label `{}` is for at = \"all\"", self.label));
         }
+        let some = self.case.iter().any(|case| self.answers(case) != [None, None]);
+        if some && !self.case.iter().all(|case| matches!(self.answers(case), [Some(_), Some(_)])) {
+            return Err("`answer` and `wrong` belong together, and all cases have them or none".into());
+        }
+        if some && self.at == "all" {
+            return Err("answers are for tasks that read one token of a text, not for at = \"all\"".into());
+        }
         for (case, template) in self.forms() {
             let picks = self.slots().pick(&mut stream(0, "examples", 0))?;
             self.fill(case, template, &picks).map_err(|what| format!("`{template}`: {what}"))?;
         }
         Ok(())
+    }
+
+    /// How texts of a case go on, rightly and wrongly.
+    fn answers<'a>(&'a self, case: &'a Case) -> [Option<&'a str>; 2] {
+        [case.answer.as_deref().or(self.answer.as_deref()), case.wrong.as_deref().or(self.wrong.as_deref())]
     }
 
     /// The classes of each word.
@@ -176,7 +220,12 @@ impl Task {
                 Some(place.ok_or_else(|| format!("there is no {{{name}}}, where the task reads"))?.1.end)
             }
         };
+        let answers = match self.answers(case) {
+            [Some(answer), Some(wrong)] => Some((filled(answer)?, filled(wrong)?)),
+            _ => None,
+        };
         Ok(Example {
+            answers,
             label: case.label.clone().map_or_else(|| filled(&self.label), Ok)?,
             group: self.group.as_deref().map_or(Ok(template.to_string()), filled)?,
             control: self.control.as_deref().map(filled).transpose()?,
@@ -185,12 +234,18 @@ impl Task {
         })
     }
 
-    /// The first examples of a seed as tokens, and the rows in them.
+    /// The first examples of a seed.
     ///
     /// # Errors
-    /// [`Error::Request`] for words that the tokenizer does not know, and as [`Labelled::new`].
-    pub fn rows(&self, count: u64, seed: u64, tokenizer: &Tokenizer, encoding: Encoding) -> Result<(Tokens, Labelled)> {
+    /// [`Error::Request`] for words that the tokenizer does not know, and for answers that are not one token.
+    pub fn examples(&self, count: u64, seed: u64, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Examples> {
         let examples = (0..count).map(|index| self.draw(seed, index)).collect::<Result<Vec<_>>>()?;
+        let targets = examples
+            .iter()
+            .filter_map(|example| example.answers.as_ref())
+            .map(|(answer, wrong)| Target::parse(tokenizer, &[answer], &[wrong]))
+            .collect::<Result<Vec<_>>>()?;
+        let targets = (!targets.is_empty()).then_some(targets);
         let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
         let tokens = tokenizer.tokens(&texts, encoding)?;
         let words = self.words();
@@ -224,8 +279,7 @@ impl Task {
                 rows.push(Row { prompt, pos, label, group: example.group.clone(), control });
             }
         }
-        let labelled = Labelled::new(self.kind, &rows)?;
-        Ok((tokens, labelled))
+        Ok(Examples { tokens, rows, targets })
     }
 }
 

@@ -140,14 +140,16 @@ fn the_readme_maps_exactly_the_files_of_src() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let map = readme.split("```text\nsrc/").nth(1).expect("README has a map").split("```").next().unwrap();
     let mut mapped = Vec::new();
-    let mut folder = String::new();
+    let mut folders: Vec<(usize, &str)> = Vec::new();
     for line in map.lines().skip(1) {
         let depth = line.len() - line.trim_start().len();
         let name = line.split_whitespace().next().unwrap_or("");
+        folders.retain(|(own, _)| *own < depth);
         if name.ends_with('/') {
-            folder = name.to_string();
+            folders.push((depth, name));
         } else if !name.is_empty() && !name.starts_with('#') && name.contains('.') {
-            mapped.push(if depth > 2 { format!("{folder}{name}") } else { name.to_string() });
+            let folder: String = folders.iter().map(|(_, name)| *name).collect();
+            mapped.push(folder + name);
         }
     }
     mapped.sort();

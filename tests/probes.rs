@@ -36,7 +36,7 @@ fn made(rows: usize, width: usize, strength: f64, seed: u64) -> (Array2<f32>, La
 fn layers(x: &[Array2<f32>], rows: &Labelled, options: &Options) -> interp::Result<DataFrame> {
     let sites: Vec<Site> = (0..x.len()).map(Site::ResidPost).collect();
     let study = Study { name: "made", sites: &sites, features: x, random: None, rows };
-    probe::layers(&study, options, &mut |_, _| Ok(()))
+    Ok(probe::layers(&study, options, &mut |_, _| Ok(()))?.frame)
 }
 
 /// The values of a score over seeds.
@@ -58,7 +58,7 @@ fn mean(values: &[f64]) -> f64 {
 #[test]
 fn labels_of_other_rows_teach_nothing() {
     let (x, rows) = made(2000, 40, 4.0, 1);
-    let frame = layers(&[x], &rows, &Options { seeds: 8, ..Options::default() }).unwrap();
+    let frame = layers(&[x], &rows, &Options { seeds: 24, alphas: vec![10.0], ..Options::default() }).unwrap();
     let auc = |split: &str| mean(&values(&frame, "resid_post.0", split, "auc"));
     assert!((auc("shuffled") - 0.5).abs() < 0.05, "{}", auc("shuffled"));
     assert!(auc("test") > 0.98, "{}", auc("test"));
@@ -67,7 +67,7 @@ fn labels_of_other_rows_teach_nothing() {
     let task = values(&frame, "resid_post.0", "test", "accuracy");
     let control = values(&frame, "resid_post.0", "control", "accuracy");
     let selectivity = values(&frame, "resid_post.0", "test", "selectivity");
-    for i in 0..8 {
+    for i in 0..24 {
         assert_eq!(selectivity[i], task[i] - control[i]);
     }
 }
@@ -165,7 +165,7 @@ fn text_and_dataset_give_the_same_numbers() {
         .map(|i| {
             let (a, b) = (names[i % 4], names[(i / 4 + i + 1) % 4]);
             format!(
-                r#"{{"text": "When {a} and {b} went to the shop, {b} gave a drink to", "giver": "{b}", "other": {}}}"#,
+                r#"{{"text": "When {a} and {b} went to the shop {i}, {b} gave a drink to", "giver": "{b}", "other": {}}}"#,
                 i % 6
             )
         })
@@ -174,7 +174,7 @@ fn text_and_dataset_give_the_same_numbers() {
     let sites = "resid_pre.0,resid_post.1,z.3";
     let export = Interp::new().words("export --label giver,other --part-rows 500 -q --site").arg(sites).words("--file");
     export.arg(path("text.jsonl")).words("--out").arg(path("data")).run().ok();
-    for options in ["--label giver --group other", "--label other --regression --at all --alpha 1"] {
+    for options in ["--label giver", "--label giver --group other", "--label other --regression --at all --alpha 1"] {
         let text =
             Interp::new().words("probe --seeds 2 --no-random-model --site").arg(sites).words(options).words("--file");
         let text = frame(&text.arg(path("text.jsonl")).run().ok());
@@ -201,10 +201,18 @@ fn wrong_requests_say_what_to_do() {
     let mixed = file("mixed.jsonl", "{\"text\": \"Mary\", \"a\": 1}\n{\"text\": \"John\", \"a\": \"x\"}\n");
     let gap = file("gap.jsonl", "{\"text\": \"Mary\", \"a\": 1}\n{\"text\": \"John\", \"a\": null}\n");
     let task = file("task.toml", "about = 3");
+    let leak = file(
+        "leak.jsonl",
+        "{\"text\": \"Mary\", \"a\": 1, \"b\": \"x\"}\n{\"text\": \"John\", \"a\": 2, \"b\": \"x\"}\n{\"text\": \"Mary\", \"a\": 2, \"b\": \"y\"}\n",
+    );
     let with = |path: &Path, words: &str| Interp::new().words("probe --file").arg(path).words(words);
     for (command, code, wanted) in [
-        (Interp::new().words("probe"), 2, "nothing to probe: name a task"),
-        (Interp::new().words("probe nothing"), 66, "there is no task or file `nothing`; the tasks are tiny-number"),
+        (Interp::new().words("probe"), 2, "no rows: name a task"),
+        (
+            Interp::new().words("probe nothing"),
+            66,
+            "there is no task or file `nothing`; the tasks are number, sentiment",
+        ),
         (Interp::new().words("probe").arg(&task), 65, "task.toml: line 1"),
         (Interp::new().words("probe tiny-number --site resid_post.9"), 2, "layer 9 is out of range"),
         (Interp::new().words("probe tiny-number --site pattern.0"), 2, "has no vector per position"),
@@ -214,6 +222,12 @@ fn wrong_requests_say_what_to_do() {
         (with(&mixed, "--label a --regression"), 2, "the label `x` is no number"),
         (with(&gap, "--label a"), 2, "document 1 has no label"),
         (with(&one, "--label b"), 65, "there is no field `b`"),
+        (with(&leak, "--label a --group b"), 2, "documents 0 and 2 are the same text in the groups `x` and `y`"),
+        (
+            Interp::new().words("probe tiny-number --examples 20000 --memory 200MB"),
+            75,
+            "probing 20000 rows at 7 sites needs",
+        ),
         (with(&one, "--label a --at middle"), 2, "there are first, last and all"),
         (with(&one, ""), 2, "--label"),
     ] {

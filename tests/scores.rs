@@ -11,9 +11,11 @@ type Difference = (&'static str, &'static str, &'static str, Option<f64>, Option
 
 /// What scikit-learn refuses, makes up or gets wrong. Everywhere else the numbers are the same, and there
 /// is none here where it raises an error or answers NaN.
-const DIFFERENT: [Difference; 10] = [
+const DIFFERENT: [Difference; 11] = [
     // It refuses to answer without rows; the coefficient is 0 wherever it is not defined.
     ("labels", "no rows", "mcc", None, Some(0.0)),
+    // Nothing agrees with nothing, for it.
+    ("labels", "no rows", "adjusted_rand", Some(1.0), None),
     // No row is positive: it warns and says that recall is 1 everywhere.
     ("ranking", "nothing positive", "average_precision", Some(0.0), None),
     // One column of probabilities is that of the positive class, for it; it refuses to have one class.
@@ -166,6 +168,7 @@ fn classes_are_scored_as_in_scikit_learn() {
         case.check("balanced_accuracy", confusion.balanced_accuracy());
         case.check("macro_f1", confusion.macro_f1());
         case.check("mcc", Some(confusion.mcc()));
+        case.check("adjusted_rand", scores::adjusted_rand(&case.labels("truth"), &case.labels("predicted")));
         assert_eq!(confusion.recall(classes), None);
     }
 }

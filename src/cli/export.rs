@@ -6,11 +6,11 @@ use interp::dataset::documents::{self, Documents};
 use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Plan, Request};
 use interp::dataset::sequences::Cut;
-use interp::export::{self, Export, Piece, Progress, row_bytes};
+use interp::export::{Export, Piece, Progress, row_bytes};
 use interp::shard::Layout;
 use interp::site::Site;
 use interp::text::Bos;
-use interp::{Error, Result, figure, memory, weights};
+use interp::{Error, Result, figure, gather, memory, weights};
 use polars::prelude::{DataFrame, df};
 use serde_json::json;
 
@@ -143,7 +143,7 @@ fn export(options: Options, global: &Global) -> Result<()> {
     let mut bench = Bench::open(global)?;
     let config = bench.config().clone();
     let sites = sites(&options, config.n_layer)?;
-    export::check_sites(&sites)?;
+    gather::check_sites(&sites)?;
     let request = asked(&options, &sites, &mut bench, global)?;
     request.check(config.n_positions)?;
     let per_row = row_bytes(&config, &sites, request.dtype);

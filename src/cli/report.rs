@@ -165,7 +165,16 @@ fn claim(dir: &Path) -> Result<()> {
         return Err(cannot("it is a link; name the directory itself"));
     }
     disk::write_dir(dir)?;
-    let ours = ["run.json", "frame.parquet", "figure.svg", "figure.png", "metrics.jsonl", "directions.safetensors"];
+    let ours = [
+        "run.json",
+        "frame.parquet",
+        "figure.svg",
+        "figure.png",
+        "metrics.jsonl",
+        "directions.safetensors",
+        "probes.safetensors",
+        "probes.json",
+    ];
     let foreign = std::fs::read_dir(dir)
         .map_err(|source| Error::Io { path: dir.to_path_buf(), source })?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -176,11 +176,7 @@ fn find(
     let layers = bench.config().n_layer;
     let default = ["resid_pre.*".to_string()];
     let patterns = if args.site.is_empty() { default.as_slice() } else { args.site.as_slice() };
-    let mut sites: Vec<Site> = Vec::new();
-    for pattern in patterns {
-        let found = Site::matching(pattern, layers)?;
-        sites.extend(found.into_iter().filter(|site| !sites.contains(site)).collect::<Vec<_>>());
-    }
+    let sites = Site::matching_all(patterns, layers)?;
     let tokens = |texts: &[String]| -> Result<_> {
         let tokens = bench.tokenizer()?.tokens(texts, global.encoding())?;
         tokens.check(bench.config(), 0)?;

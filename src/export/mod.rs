@@ -23,8 +23,9 @@ use crate::dataset::plan::{Dtype, Plan, Request, stem};
 use crate::dataset::sequences::{Sequence, Sequences};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::gather::{check_sites, width};
 use crate::gpt2::Gpt2;
-use crate::site::{Axis, Site};
+use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::batches;
 use crate::weights::sha256;
@@ -69,24 +70,6 @@ pub struct Progress {
     pub all: u64,
     /// Rows that were there already.
     pub before: u64,
-}
-
-/// Checks sites: every one must have one vector per position.
-///
-/// # Errors
-/// [`Error::Request`] for sites without one, and for the logits, which are 200 kB per token.
-pub fn check_sites(sites: &[Site]) -> Result<()> {
-    match sites.iter().find(|site| site.axes().get(1) != Some(&Axis::Pos) || **site == Site::Logits) {
-        Some(Site::Logits) => Err(Error::request("logits are no activations; `predict` has the likeliest tokens")),
-        Some(site) => Err(Error::request(format!("`{site}` has no vector per position, and no column in a dataset"))),
-        None if sites.is_empty() => Err(Error::request("there is no site to export")),
-        None => Ok(()),
-    }
-}
-
-/// Numbers per row of a site.
-pub fn width(config: &Config, site: Site) -> usize {
-    site.shape(&config.extents(1, 1, 0)).iter().product()
 }
 
 /// Bytes that a row takes in a dataset, its identity included.
@@ -261,7 +244,11 @@ impl Computing<'_, '_> {
         let group = (GROUP_BYTES as u64 / per_row).max(1) as usize;
         let own = self.reader.sequences.all()[part.first..part.first + part.sequences].to_vec();
         let mut rows = self.fresh();
-        for batch in cuts(&own, request.batch_tokens) {
+        let mut batches = cuts(&own, request.batch_tokens);
+        if index + 1 == self.plan.parts.len() {
+            taper(&mut batches, &own);
+        }
+        for batch in batches {
             self.reader.read(&own[batch.clone()], &request.cut, &mut rows)?;
             self.state.rows += own[batch].iter().map(|sequence| u64::from(sequence.rows)).sum::<u64>();
             if rows.len() >= group && !request.gathers() {
@@ -289,6 +276,23 @@ impl Computing<'_, '_> {
 /// Sequences that pass through the model together, in their order.
 fn cuts(sequences: &[Sequence], most: usize) -> Vec<Range<usize>> {
     batches(sequences.iter().map(|sequence| sequence.length as usize), most)
+}
+
+/// Divides the last batch into smaller and smaller ones: what comes last is written while nothing is left to compute.
+fn taper(batches: &mut Vec<Range<usize>>, sequences: &[Sequence]) {
+    const TIMES: usize = 3;
+    /// Tokens of a batch at least: products of a few rows are added up in another order.
+    const LEAST: u64 = 512;
+    let tokens = |batch: Range<usize>| sequences[batch].iter().map(|own| u64::from(own.length)).sum::<u64>();
+    for _ in 0..TIMES {
+        let Some(last) = batches.pop() else { return };
+        let middle = last.start + last.len().div_ceil(2);
+        let halves = [last.start..middle, middle..last.end];
+        match halves.iter().all(|half| tokens(half.clone()) >= LEAST) {
+            true => batches.extend(halves),
+            false => return batches.push(last),
+        }
+    }
 }
 
 fn read_parquet(path: &Path) -> Result<DataFrame> {

@@ -3,12 +3,10 @@
 use linfa::DatasetBase;
 use linfa::traits::{Fit, PredictInplace};
 use ndarray::{Array1, Array2, ArrayView2};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::block::{blocks, dot};
 use super::features::Features;
-use super::loss;
+use super::linear::{probabilities, scores, winner};
 use super::newton::{Limits, minimise};
 use super::objective::Objective;
 use crate::error::{Error, Result};
@@ -150,6 +148,11 @@ impl Fit<Array2<f32>, Array1<usize>, Error> for Logistic {
 }
 
 impl Fitted {
+    /// For every score its weights, then its intercept.
+    pub fn theta(&self) -> &[f64] {
+        &self.theta
+    }
+
     /// How the fit went.
     pub fn report(&self) -> &Report {
         &self.report
@@ -185,36 +188,8 @@ impl Fitted {
     /// # Panics
     /// If the rows have another number of features than those of the fit.
     pub fn probabilities(&self, x: &Array2<f32>) -> Array2<f64> {
-        loss::all_probabilities(self.scores(x))
+        probabilities(self.scores(x))
     }
-}
-
-/// Products of rows with the weights of every score, plus its intercept.
-pub(super) fn scores(x: ArrayView2<'_, f32>, theta: &[f64]) -> Array2<f64> {
-    let (n, d) = x.dim();
-    assert_eq!(theta.len() % (d + 1), 0, "rows of {d} features do not fit the weights");
-    let k = theta.len() / (d + 1);
-    let parts: Vec<Vec<f64>> = blocks(n)
-        .into_par_iter()
-        .map(|rows| {
-            let mut wide = vec![0.0; d];
-            let mut out = Vec::with_capacity(rows.len() * k);
-            for i in rows {
-                wide.iter_mut().zip(x.row(i)).for_each(|(wide, &x)| *wide = f64::from(x));
-                out.extend(theta.chunks_exact(d + 1).map(|theta| dot(&wide, &theta[..d]) + theta[d]));
-            }
-            out
-        })
-        .collect();
-    Array2::from_shape_vec((n, k), parts.concat()).expect("a score per row and weight vector")
-}
-
-/// The class that wins: by its sign for one score, by the largest of several (the first of equals).
-pub(super) fn winner(scores: ndarray::ArrayView1<'_, f64>) -> usize {
-    if scores.len() == 1 {
-        return usize::from(scores[0] > 0.0);
-    }
-    scores.iter().enumerate().fold(0, |best, (class, &score)| if score > scores[best] { class } else { best })
 }
 
 impl PredictInplace<Array2<f32>, Array1<usize>> for Fitted {

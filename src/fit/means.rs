@@ -10,8 +10,8 @@ use super::block::{add_scaled, blocks, dot, sum};
 use super::cholesky::Cholesky;
 use super::features::Features;
 use super::gram;
-use super::logistic::{counts, scores, winner};
-use super::loss;
+use super::linear::{probabilities, scores, winner};
+use super::logistic::counts;
 use crate::error::{Error, Result};
 
 /// The least pivot of the covariance, beside its diagonal, that has digits.
@@ -148,6 +148,11 @@ impl Fit<Array2<f32>, Array1<usize>, Error> for Means {
 }
 
 impl Fitted {
+    /// For every score its weights, then its intercept.
+    pub fn theta(&self) -> &[f64] {
+        &self.theta
+    }
+
     /// Weights, a row per score: one of class 1 for two classes, else one per class.
     pub fn weights(&self) -> Array2<f64> {
         let k = self.scores_per_row();
@@ -178,7 +183,7 @@ impl Fitted {
     /// # Panics
     /// If the rows have another number of features than those of the fit.
     pub fn probabilities(&self, x: &Array2<f32>) -> Array2<f64> {
-        loss::all_probabilities(self.scores(x))
+        probabilities(self.scores(x))
     }
 }
 

@@ -15,6 +15,7 @@ mod block;
 mod cholesky;
 mod features;
 mod gram;
+pub mod linear;
 pub mod logistic;
 mod loss;
 pub mod means;

@@ -11,7 +11,7 @@ use super::block::{add_scaled, blocks, dot, sum, there_and_back};
 use super::cholesky::Cholesky;
 use super::features::Features;
 use super::gram;
-use super::logistic::scores;
+use super::linear::scores;
 use crate::error::{Error, Result};
 
 /// Eigenvalues below this share of the largest, times the size of the matrix, are 0. In singular values of the features it is
@@ -171,6 +171,11 @@ impl Fit<Array2<f32>, Array1<f64>, Error> for Ridge {
 }
 
 impl Fitted {
+    /// The weights, then the intercept.
+    pub fn theta(&self) -> &[f64] {
+        &self.theta
+    }
+
     /// A weight per feature.
     pub fn weights(&self) -> &[f64] {
         &self.theta[..self.theta.len() - 1]

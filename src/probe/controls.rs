@@ -1,23 +1,31 @@
 //! What a probe can learn that is not in the model: control tasks and shuffled labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::labelled::{Labelled, Labels};
-use crate::random::{Rng, SliceRandom, stream};
+use crate::random::{SliceRandom, stream};
 
-/// The control task of Hewitt & Liang (2019, arXiv:1909.03368): each control type, usually a word, has one label of its own, drawn
-/// from those of the rows. A probe that does well here remembers types; selectivity is what it does better on the real labels.
+/// The control task of Hewitt & Liang (2019, arXiv:1909.03368): each control type, usually a word, has one label of its own, dealt
+/// out at random so that types have each label as often as rows do. A probe that does well here remembers types; selectivity is
+/// what it does better on the real labels.
 ///
 /// None where there is one type only.
 pub fn control_task(rows: &Labelled, seed: u64) -> Option<Labels> {
-    let mut rng = stream(seed, "control task", 0);
-    let mut of_type: BTreeMap<u32, usize> = BTreeMap::new();
-    let draw: Vec<usize> = rows
-        .controls
-        .iter()
-        .map(|kind| *of_type.entry(*kind).or_insert_with(|| rng.random_range(0..rows.labels.len())))
-        .collect();
-    (of_type.len() > 1).then(|| rows.labels.picked(&draw))
+    let mut types: Vec<u32> = rows.controls.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    if types.len() < 2 {
+        return None;
+    }
+    types.shuffle(&mut stream(seed, "control task", 0));
+    // Rows in the order of their labels: every so many of them lends its label to a type.
+    let mut order: Vec<usize> = (0..rows.labels.len()).collect();
+    match &rows.labels {
+        Labels::Classes { of, .. } => order.sort_by_key(|row| of[*row]),
+        Labels::Values(values) => order.sort_by(|a, b| values[*a].total_cmp(&values[*b])),
+    }
+    let lender = |i: usize| order[(2 * i + 1) * order.len() / (2 * types.len())];
+    let of_type: BTreeMap<u32, usize> = types.iter().enumerate().map(|(i, kind)| (*kind, lender(i))).collect();
+    let drawn: Vec<usize> = rows.controls.iter().map(|kind| of_type[kind]).collect();
+    Some(rows.labels.picked(&drawn))
 }
 
 /// The same labels on other rows: what is learned from them holds nowhere else.
@@ -57,14 +65,14 @@ mod tests {
         let Some(Labels::Classes { of, .. }) = control_task(&all, 3) else { panic!("no control task") };
         assert!((0..4000).all(|i| of[i] == of[i % 40]), "one label per word");
         assert!(of[..40].contains(&0) && of[..40].contains(&1));
-        // Drawn from the labels as they are: a quarter of all types is rare.
-        let rare: usize = (0..50)
-            .map(|seed| match control_task(&all, seed) {
-                Some(Labels::Classes { of, .. }) => of[..40].iter().filter(|label| **label == 0).count(),
-                _ => 0,
-            })
-            .sum();
-        assert!((rare as f64 / 2000.0 - 0.25).abs() < 0.04, "{rare}");
+        // As often as among the rows: a quarter of all types is rare, each type in its turn.
+        let mut rare = [0; 40];
+        for seed in 0..50 {
+            let Some(Labels::Classes { of, .. }) = control_task(&all, seed) else { panic!("no control task") };
+            assert_eq!(of[..40].iter().filter(|label| **label == 0).count(), 10);
+            rare.iter_mut().zip(&of).for_each(|(rare, label)| *rare += u32::from(*label == 0));
+        }
+        assert!(rare.iter().all(|times| (3..30).contains(times)), "{rare:?}");
         assert_eq!(control_task(&rows(&["a", "a"], &["x", "y"]), 0), None);
         assert_eq!(selectivity(0.9, 0.6), 0.9 - 0.6);
     }

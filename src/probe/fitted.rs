@@ -1,12 +1,15 @@
 //! One probe: what it was fitted with, and what it says.
 
 use linfa::DatasetBase;
-use linfa::traits::{Fit, Predict};
+use linfa::traits::Fit;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
+use super::subspace::Subspace;
 use crate::error::{Error, Result};
-use crate::fit::logistic::{self, Logistic};
-use crate::fit::ridge::{self, Ridge};
+use crate::fit::linear;
+use crate::fit::logistic::Logistic;
+use crate::fit::means::Means;
+use crate::fit::ridge::Ridge;
 use crate::fit::standardiser::Standardiser;
 use crate::folds::k_fold;
 use crate::labelled::Labels;
@@ -24,28 +27,25 @@ pub struct Fitting {
 }
 
 /// A fitted probe, with the standardiser of the rows that it was fitted on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
-    standardiser: Standardiser,
-    head: Head,
+    pub(super) standardiser: Standardiser,
+    /// For every score its weights, then its intercept, for rows on the standardiser's scale; none where all rows were of one
+    /// class.
+    pub(super) theta: Vec<f64>,
+    pub(super) reads: Reads,
     /// The strength of the penalty.
     pub alpha: f64,
+    pub(super) converged: bool,
 }
 
-#[derive(Clone, Debug)]
-enum Head {
-    /// Of those classes that the rows had.
-    Classes {
-        fitted: logistic::Fitted,
-        present: Vec<usize>,
-        classes: usize,
-    },
-    /// All rows were of one class.
-    Constant {
-        class: usize,
-        classes: usize,
-    },
-    Value(ridge::Fitted),
+/// What the scores of a probe stand for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Reads {
+    /// Classes, of which those were seen that are `present`: one score of the second for two, else one each.
+    Classes { present: Vec<usize>, classes: usize },
+    /// A number.
+    Value,
 }
 
 impl Default for Fitting {
@@ -56,39 +56,19 @@ impl Default for Fitting {
 }
 
 impl Fitting {
-    /// Fits on some rows of `x`, `[row, d]`, standardised by these rows alone.
+    /// Fits on some rows of `x`, `[row, d]`, standardised by these rows alone: logistic regression, softmax for more than two
+    /// classes, ridge regression for numbers.
     ///
     /// # Errors
     /// As [`Logistic`] and [`Ridge`]: values that are not finite.
     pub fn fit(&self, x: ArrayView2<'_, f32>, labels: &Labels, rows: &[usize]) -> Result<Probe> {
-        let own = x.select(Axis(0), rows);
-        let standardiser = Standardiser::new(own.view())?;
-        let own = standardiser.apply(own.view())?;
-        let head = match labels.picked(rows) {
-            Labels::Values(values) => {
-                let data = DatasetBase::new(own, Array1::from(values));
-                Head::Value(Ridge { alpha: self.alpha }.fit(&data)?)
-            }
-            Labels::Classes { names, of } => {
-                let mut present = of.clone();
-                present.sort_unstable();
-                present.dedup();
-                let classes = names.len();
-                match present[..] {
-                    [] => return Err(Error::request("there is no row to fit")),
-                    [class] => Head::Constant { class, classes },
-                    _ => {
-                        let place = |class: &usize| present.binary_search(class).unwrap_or_default();
-                        let targets: Array1<usize> = of.iter().map(place).collect();
-                        let Self { alpha, tolerance, max_iterations } = *self;
-                        let fitting = Logistic { alpha, tolerance, max_iterations, softmax: false };
-                        let fitted = fitting.fit(&DatasetBase::new(own, targets))?;
-                        Head::Classes { fitted, present, classes }
-                    }
-                }
-            }
+        let of_classes = |x: Array2<f32>, targets: Array1<usize>| {
+            let Self { alpha, tolerance, max_iterations } = *self;
+            let fitted =
+                Logistic { alpha, tolerance, max_iterations, softmax: false }.fit(&DatasetBase::new(x, targets))?;
+            Ok((fitted.theta().to_vec(), fitted.report().converged))
         };
-        Ok(Probe { standardiser, head, alpha: self.alpha })
+        Probe::fit(x, labels, rows, self.alpha, of_classes)
     }
 
     /// The strength of these that does best in cross-validation, groups kept together, on some rows; the strongest of equals.
@@ -130,9 +110,72 @@ impl Fitting {
 }
 
 impl Probe {
-    /// Rows as the probe wants them.
-    fn rows(&self, x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Array2<f32>> {
-        self.standardiser.apply(x.select(Axis(0), rows).view())
+    /// Fits classes by `of_classes`, which takes rows and the numbers of their classes and gives back weights and whether it
+    /// came to its end; numbers by ridge regression.
+    fn fit(
+        x: ArrayView2<'_, f32>,
+        labels: &Labels,
+        rows: &[usize],
+        alpha: f64,
+        of_classes: impl FnOnce(Array2<f32>, Array1<usize>) -> Result<(Vec<f64>, bool)>,
+    ) -> Result<Self> {
+        if rows.is_empty() {
+            return Err(Error::request("there is no row to fit"));
+        }
+        let own = x.select(Axis(0), rows);
+        let standardiser = Standardiser::new(own.view())?;
+        let own = standardiser.apply(own.view())?;
+        let (theta, converged, reads) = match labels.picked(rows) {
+            Labels::Values(values) => {
+                let fitted = Ridge { alpha }.fit(&DatasetBase::new(own, Array1::from(values)))?;
+                (fitted.theta().to_vec(), true, Reads::Value)
+            }
+            Labels::Classes { names, of } => {
+                let mut present = of.clone();
+                present.sort_unstable();
+                present.dedup();
+                let place = |class: &usize| present.binary_search(class).unwrap_or_default();
+                let (theta, converged) = match present.len() {
+                    1 => (Vec::new(), true),
+                    _ => of_classes(own, of.iter().map(place).collect())?,
+                };
+                (theta, converged, Reads::Classes { present, classes: names.len() })
+            }
+        };
+        Ok(Self { standardiser, theta, reads, alpha, converged })
+    }
+
+    /// A probe that needs no search, as a baseline: linear discriminant analysis, or the difference of the means of two
+    /// classes, for rows on the same scale as other probes have. None for numbers, and for other than two classes where the
+    /// means of two are wanted.
+    ///
+    /// # Errors
+    /// As [`Means::fit_rows`].
+    pub fn of_means(means: Means, x: ArrayView2<'_, f32>, labels: &Labels, rows: &[usize]) -> Result<Option<Self>> {
+        match labels {
+            Labels::Values(_) => return Ok(None),
+            Labels::Classes { names, .. } if means != Means::Discriminant && names.len() != 2 => return Ok(None),
+            Labels::Classes { .. } => {}
+        }
+        let fit = |x: Array2<f32>, targets: Array1<usize>| {
+            Ok((means.fit(&DatasetBase::new(x, targets))?.theta().to_vec(), true))
+        };
+        Self::fit(x, labels, rows, 0.0, fit).map(Some)
+    }
+
+    /// Features that it reads.
+    pub fn width(&self) -> usize {
+        self.standardiser.mean.len()
+    }
+
+    /// Decision values, `[row, score]`: for two classes the log-odds of the second, for more a score each, for numbers the
+    /// prediction; nothing where all rows were of one class.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for rows of another width.
+    pub fn scores(&self, x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Array2<f64>> {
+        let own = self.standardiser.apply(x.select(Axis(0), rows).view())?;
+        Ok(linear::scores(own.view(), &self.theta))
     }
 
     /// Probabilities of all classes, `[row, class]`; those of classes that were not seen are 0. Empty for numbers.
@@ -140,22 +183,17 @@ impl Probe {
     /// # Errors
     /// [`Error::Request`] for rows of another width.
     pub fn probabilities(&self, x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Array2<f64>> {
-        Ok(match &self.head {
-            Head::Value(_) => Array2::zeros((rows.len(), 0)),
-            Head::Constant { class, classes } => {
-                let mut all = Array2::zeros((rows.len(), *classes));
-                all.column_mut(*class).fill(1.0);
-                all
-            }
-            Head::Classes { fitted, present, classes } => {
-                let mut all = Array2::zeros((rows.len(), *classes));
-                let own = fitted.probabilities(&self.rows(x, rows)?);
-                for (class, column) in present.iter().zip(own.columns()) {
-                    all.column_mut(*class).assign(&column);
-                }
-                all
-            }
-        })
+        let Reads::Classes { present, classes } = &self.reads else { return Ok(Array2::zeros((rows.len(), 0))) };
+        let mut all = Array2::zeros((rows.len(), *classes));
+        if let [class] = present[..] {
+            all.column_mut(class).fill(1.0);
+            return Ok(all);
+        }
+        let own = linear::probabilities(self.scores(x, rows)?);
+        for (class, column) in present.iter().zip(own.columns()) {
+            all.column_mut(*class).assign(&column);
+        }
+        Ok(all)
     }
 
     /// Numbers that are predicted; none for classes.
@@ -163,18 +201,40 @@ impl Probe {
     /// # Errors
     /// [`Error::Request`] for rows of another width.
     pub fn values(&self, x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Vec<f64>> {
-        Ok(match &self.head {
-            Head::Value(fitted) => fitted.predict(&self.rows(x, rows)?).to_vec(),
-            _ => Vec::new(),
+        Ok(match &self.reads {
+            Reads::Value => self.scores(x, rows)?.column(0).to_vec(),
+            Reads::Classes { .. } => Vec::new(),
         })
     }
 
     /// Whether the fit came to its end.
     pub fn converged(&self) -> bool {
-        match &self.head {
-            Head::Classes { fitted, .. } => fitted.report().converged,
-            Head::Constant { .. } | Head::Value(_) => true,
+        self.converged
+    }
+
+    /// Weights for activations as they are, not standardised: a row per score.
+    pub fn directions(&self) -> Vec<Vec<f64>> {
+        let rows = self.theta.chunks_exact(self.width() + 1);
+        let raw = |(weight, deviation): (&f64, &f64)| weight / deviation;
+        rows.map(|row| row.iter().zip(&self.standardiser.deviation).map(raw).collect()).collect()
+    }
+
+    /// The smallest space of activations that tells the probe all it knows: moving at right angles to it changes no
+    /// probability and no prediction.
+    pub fn subspace(&self) -> Subspace {
+        let mut all = self.directions();
+        if all.len() > 1 {
+            // What is added to all scores changes no probability.
+            let mean: Vec<f64> =
+                (0..self.width()).map(|i| all.iter().map(|row| row[i]).sum::<f64>() / all.len() as f64).collect();
+            all.iter_mut().for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, mean)| *x -= mean));
         }
+        Subspace::spanned(&all)
+    }
+
+    /// The mean of the rows that it was fitted on.
+    pub fn center(&self) -> &[f64] {
+        &self.standardiser.mean
     }
 
     /// What cross-validation goes by.

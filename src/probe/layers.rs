@@ -9,7 +9,9 @@ use super::controls::{control_task, selectivity, shuffled};
 use super::fitted::{Fitting, Probe};
 use super::judge::{Score, judge};
 use super::mdl::online;
+use super::table::Table;
 use crate::error::{Error, Result};
+use crate::fit::means::Means;
 use crate::folds::{Split, hold_out};
 use crate::labelled::{Labelled, Labels};
 use crate::site::Site;
@@ -52,39 +54,25 @@ impl Default for Options {
     }
 }
 
-/// What came out: a row per score.
-#[derive(Default)]
-struct Table {
-    site: Vec<String>,
-    layer: Vec<Option<u32>>,
-    split: Vec<&'static str>,
-    seed: Vec<u64>,
-    metric: Vec<&'static str>,
-    value: Vec<f64>,
+/// A probe that is kept, with how well it did on groups that it never saw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Where it reads.
+    pub site: Site,
+    /// The probe.
+    pub probe: Probe,
+    /// Its scores there, by name.
+    pub scores: BTreeMap<String, f64>,
 }
 
-impl Table {
-    fn push(&mut self, site: Site, split: &'static str, seed: u64, scores: impl IntoIterator<Item = Score>) {
-        for (metric, value) in scores {
-            self.site.push(site.to_string());
-            self.layer.push(site.layer().map(|layer| layer as u32));
-            self.split.push(split);
-            self.seed.push(seed);
-            self.metric.push(metric);
-            self.value.push(value);
-        }
-    }
-
-    fn frame(self, name: &str) -> Result<DataFrame> {
-        let probe = Column::new_scalar("probe".into(), Scalar::from(PlSmallStr::from_str(name)), self.site.len());
-        let mut columns = vec![probe];
-        columns.extend(
-            df!("site" => self.site, "layer" => self.layer, "split" => self.split, "seed" => self.seed,
-                "metric" => self.metric, "value" => self.value)?
-            .into_columns(),
-        );
-        Ok(DataFrame::new(columns[0].len(), columns)?)
-    }
+/// What came out of [`layers()`].
+pub struct Studied {
+    /// All scores.
+    pub frame: DataFrame,
+    /// The probes of the first split, one per site.
+    pub kept: Vec<Kept>,
+    /// The first split.
+    pub split: Split,
 }
 
 /// Fits a probe per site and split, and judges it on groups that it never saw: columns `probe`, `site`, `layer`, `split`, `seed`,
@@ -94,6 +82,8 @@ impl Table {
 /// - `control`: the same on a control task
 /// - `shuffled`: fitted on labels of other rows, judged on the real ones
 /// - `majority`: the commonest class of the rows to learn from, or their mean
+/// - `mass_mean`, `lda`: probes that need no search: the difference of the means of two classes (Marks & Tegmark 2023), and
+///   linear discriminant analysis
 /// - `random`: the probe on a model that has learned nothing
 /// - `all`: the online code of all rows, `mdl` in bits and `compression`
 ///
@@ -106,40 +96,54 @@ pub fn layers(
     study: &Study<'_>,
     options: &Options,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-) -> Result<DataFrame> {
+) -> Result<Studied> {
     check(study, options)?;
     let mut table = Table::default();
+    let (mut kept, mut first) = (Vec::new(), None);
     let (mut done, all) = (0, options.seeds as usize * study.sites.len());
     for seed in options.seed..options.seed + options.seeds {
         let split = hold_out(&study.rows.groups, options.test_share, seed)?;
         let control = control_task(study.rows, seed);
         for (i, site) in study.sites.iter().enumerate() {
             let work = Work { study, options, split: &split, seed, site: *site };
+            let at = (study.name, *site);
             let x = study.features[i].view();
-            let (probe, score) = work.task(x, &mut table)?;
+            let (probe, scores) = work.task(x, &mut table)?;
+            let score = headline(&scores);
             if let Some(control) = &control {
                 let found = work.fit_and_judge(x, control, &probe)?;
                 if let (Some(task), Some(control)) = (score, headline(&found)) {
-                    table.push(*site, "test", seed, [("selectivity", selectivity(task, control))]);
+                    table.push(at, ("test", seed), [("selectivity", selectivity(task, control))]);
                 }
-                table.push(*site, "control", seed, found);
+                table.push(at, ("control", seed), found);
             }
             let labels = shuffled(&study.rows.labels, seed);
             let lost = work.fit(&work.fitting(&probe), x, &labels, &split.train)?;
-            table.push(*site, "shuffled", seed, judge(&lost, x, &study.rows.labels, &split.test)?);
-            table.push(*site, "majority", seed, [work.majority()]);
+            table.push(at, ("shuffled", seed), judge(&lost, x, &study.rows.labels, &split.test)?);
+            table.push(at, ("majority", seed), [work.majority()]);
+            for (name, means) in [("mass_mean", Means::Difference), ("lda", Means::Discriminant)] {
+                if let Some(other) = Probe::of_means(means, x, &study.rows.labels, &split.train)? {
+                    table.push(at, (name, seed), judge(&other, x, &study.rows.labels, &split.test)?);
+                }
+            }
             if let Some(random) = study.random {
                 let found = work.fit_and_judge(random[i].view(), &study.rows.labels, &probe)?;
-                table.push(*site, "random", seed, found);
+                table.push(at, ("random", seed), found);
             }
             if let Some(length) = online(x, study.rows, &work.fitting(&probe), seed)? {
-                table.push(*site, "all", seed, [("mdl", length.bits), ("compression", length.compression)]);
+                table.push(at, ("all", seed), [("mdl", length.bits), ("compression", length.compression)]);
+            }
+            if first.is_none() {
+                let scores = scores.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+                kept.push(Kept { site: *site, probe, scores });
             }
             done += 1;
             progress(done, all)?;
         }
+        first.get_or_insert(split);
     }
-    table.frame(study.name)
+    let split = first.ok_or_else(|| Error::Bug("no split".into()))?;
+    Ok(Studied { frame: table.frame()?, kept, split })
 }
 
 fn check(study: &Study<'_>, options: &Options) -> Result<()> {
@@ -176,19 +180,19 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Fits and judges the probe itself; what it goes by comes back with it.
-    fn task(&self, x: ArrayView2<'_, f32>, table: &mut Table) -> Result<(Probe, Option<f64>)> {
+    /// Fits and judges the probe itself; its scores come back with it.
+    fn task(&self, x: ArrayView2<'_, f32>, table: &mut Table) -> Result<(Probe, Vec<Score>)> {
         let Study { rows, .. } = self.study;
         let Split { train, test } = self.split;
         let chosen = (&self.options.alphas[..], self.options.folds);
         let fitting = self.options.fitting.choose(x, &rows.labels, train, &rows.groups, chosen, self.seed)?;
         let probe = self.fit(&fitting, x, &rows.labels, train)?;
         let scores = judge(&probe, x, &rows.labels, test)?;
-        let score = headline(&scores);
-        table.push(self.site, "train", self.seed, judge(&probe, x, &rows.labels, train)?);
-        table.push(self.site, "train", self.seed, [("alpha", probe.alpha)]);
-        table.push(self.site, "test", self.seed, scores);
-        Ok((probe, score))
+        let at = (self.study.name, self.site);
+        table.push(at, ("train", self.seed), judge(&probe, x, &rows.labels, train)?);
+        table.push(at, ("train", self.seed), [("alpha", probe.alpha)]);
+        table.push(at, ("test", self.seed), scores.clone());
+        Ok((probe, scores))
     }
 
     fn fitting(&self, like: &Probe) -> Fitting {

@@ -5,18 +5,28 @@
 //! other rows, with a model that has learned nothing, with a control task of random labels (Hewitt & Liang 2019), and with the
 //! bits that it takes to send the labels by it (Voita & Titov 2020); and rows that belong together are never on both sides.
 
+mod applied;
 mod controls;
 mod fitted;
 mod judge;
 mod layers;
 mod mdl;
+pub mod saved;
 mod source;
+mod subspace;
 mod summary;
+mod table;
+mod used;
+mod view;
 
+pub use applied::{Evaluated, applied, evaluated};
 pub use controls::{control_task, selectivity, shuffled};
 pub use fitted::{Fitting, Probe};
 pub use judge::{Score, judge};
-pub use layers::{Options, Study, layers};
+pub use layers::{Kept, Options, Studied, Study, layers};
 pub use mdl::{Length, online};
 pub use source::{At, from_documents, from_identity};
+pub use subspace::Subspace;
 pub use summary::Summary;
+pub use used::{Trial, used};
+pub use view::{View, view};

@@ -1,10 +1,12 @@
 //! Where rows come from besides tasks: documents with labels, and exported datasets.
 
+use std::collections::BTreeMap;
+
 use polars::prelude::*;
 
 use crate::dataset::documents::{Content, Documents};
 use crate::error::{Error, Result};
-use crate::labelled::{Kind, Labelled, Row};
+use crate::labelled::Row;
 use crate::text::{Encoding, Tokenizer};
 use crate::tokens::Tokens;
 
@@ -47,37 +49,37 @@ impl At {
 }
 
 /// Documents whose first label is what is to be read, and whose second, if there is one, says what belongs together; without
-/// it every document is a group of its own.
+/// it every text is a group of its own, so that one that comes twice is never on both sides.
 ///
 /// # Errors
-/// Faults of the documents, [`Error::Request`] for a label that is missing, and as [`Labelled::new`].
+/// Faults of the documents, and [`Error::Request`] for a label that is missing, or for a text that is in two groups.
 pub fn from_documents(
     documents: Documents,
     at: &At,
-    kind: Kind,
     tokenizer: &Tokenizer,
     encoding: Encoding,
-) -> Result<(Tokens, Labelled)> {
+) -> Result<(Tokens, Vec<Row>)> {
     let (mut texts, mut labels) = (Vec::new(), Vec::new());
     for (i, document) in documents.enumerate() {
         let document = document?;
         let Content::Text(text) = document.content else {
             return Err(Error::request("tokens without text have no labels"));
         };
-        texts.push(text);
         let mut own = document.labels.into_iter().map(|label| match label {
             serde_json::Value::Null => Err(Error::request(format!("document {i} has no label"))),
             serde_json::Value::String(text) => Ok(text),
             other => Ok(other.to_string()),
         });
         let label = own.next().ok_or_else(|| Error::request("documents without labels teach a probe nothing"))??;
-        labels.push((label, own.next().transpose()?.unwrap_or_else(|| i.to_string())));
+        labels.push((label, own.next().transpose()?));
+        texts.push(text);
     }
     let tokens = tokenizer.tokens(&texts, encoding)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut groups) = (Vec::new(), Groups::default());
     for (prompt, (label, group)) in labels.into_iter().enumerate() {
         let ids = tokens.row(prompt);
         let start = usize::from(ids.first().is_some_and(|id| tokenizer.end_of_text() == Some(*id)));
+        let group = groups.of(&ids[start..], group, prompt)?;
         for pos in at.positions(start, ids.len()) {
             let control = ids[pos].to_string();
             rows.push(Row {
@@ -89,21 +91,45 @@ pub fn from_documents(
             });
         }
     }
-    let labelled = Labelled::new(kind, &rows)?;
-    Ok((tokens, labelled))
+    Ok((tokens, rows))
 }
 
-/// Rows of a dataset's identity columns, and which of the dataset's rows they are.
+/// What belongs together, of texts as tokens.
+#[derive(Default)]
+struct Groups {
+    /// A document and its group, by the tokens.
+    known: BTreeMap<Vec<u32>, (usize, String)>,
+}
+
+impl Groups {
+    /// The group of a document: the one that is given, or the text itself. What is learned from a text must not be tested on
+    /// it, so it has one group.
+    fn of(&mut self, ids: &[u32], given: Option<String>, document: usize) -> Result<String> {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let group = given.unwrap_or_else(|| format!("text {}", crate::weights::sha256_of(&bytes)));
+        let (first, known) = self.known.entry(ids.to_vec()).or_insert((document, group.clone()));
+        match *known == group {
+            true => Ok(group),
+            false => Err(Error::request(format!(
+                "documents {first} and {document} are the same text in the groups `{}` and `{}`: it could be learned and tested; leave one out",
+                crate::error::shorten(known),
+                crate::error::shorten(&group)
+            ))),
+        }
+    }
+}
+
+/// Rows of a dataset's identity columns, and which of the dataset's rows they are. Without a `group` every text is one, as in
+/// [`from_documents`]; `whole` says that the dataset has all tokens of its documents.
 ///
 /// # Errors
-/// [`Error::Request`] for a column that is not there or has gaps, and as [`Labelled::new`].
+/// [`Error::Request`] for a column that is not there or has gaps, or for a text that is in two groups.
 pub fn from_identity(
     identity: &DataFrame,
-    (label, group): (&str, &str),
+    (label, group): (&str, Option<&str>),
     at: &At,
-    kind: Kind,
-    start: Option<u32>,
-) -> Result<(Vec<usize>, Labelled)> {
+    (start, whole): (Option<u32>, bool),
+) -> Result<(Vec<usize>, Vec<Row>)> {
     let column = |name: &str| -> Result<Vec<String>> {
         let found = identity.column(name).map_err(|_| {
             let have = identity.get_column_names().iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -117,21 +143,38 @@ pub fn from_identity(
         };
         (0..identity.height()).map(text).collect()
     };
-    let (labels, groups) = (column(label)?, column(group)?);
+    let labels = column(label)?;
+    let given = group.map(column).transpose()?;
     let u32s = |name: &str| -> Result<Vec<u32>> { Ok(identity.column(name)?.u32()?.into_no_null_iter().collect()) };
-    let (prompt, pos, token) = (u32s("prompt")?, u32s("pos")?, u32s("token_id")?);
+    let (prompt, pos, token, document) = (u32s("prompt")?, u32s("pos")?, u32s("token_id")?, u32s("document")?);
     // Rows of a prompt may be anywhere in a dataset that was shuffled.
     let mut order: Vec<usize> = (0..prompt.len()).collect();
     order.sort_by_key(|row| (prompt[*row], pos[*row]));
+    let starts = |own: &[usize]| usize::from(pos[own[0]] == 0 && start == Some(token[own[0]]));
+    let prompts = || order.chunk_by(|a, b| prompt[*a] == prompt[*b]);
+    let mut texts: BTreeMap<u32, (usize, Vec<u32>)> = BTreeMap::new();
+    for own in prompts() {
+        for &row in &own[starts(own)..] {
+            texts.entry(document[row]).or_insert((row, Vec::new())).1.push(token[row]);
+        }
+    }
+    let (mut groups, mut known) = (BTreeMap::new(), Groups::default());
+    for (document, (row, ids)) in texts {
+        let given = given.as_ref().map(|given| given[row].clone());
+        let group = match given {
+            // Other tokens of two documents may differ where these do not.
+            Some(given) if !whole => given,
+            given => known.of(&ids, given, document as usize)?,
+        };
+        groups.insert(document, group);
+    }
     let (mut chosen, mut rows) = (Vec::new(), Vec::new());
-    for own in order.chunk_by(|a, b| prompt[*a] == prompt[*b]) {
-        let begin = usize::from(pos[own[0]] == 0 && start == Some(token[own[0]]));
-        for &row in own.get(at.positions(begin, own.len())).unwrap_or_default() {
-            let (label, group) = (labels[row].clone(), groups[row].clone());
+    for own in prompts() {
+        for &row in own.get(at.positions(starts(own), own.len())).unwrap_or_default() {
+            let (label, group) = (labels[row].clone(), groups.get(&document[row]).cloned().unwrap_or_default());
             rows.push(Row { prompt: prompt[row], pos: pos[row], label, group, control: token[row].to_string() });
             chosen.push(row);
         }
     }
-    let labelled = Labelled::new(kind, &rows)?;
-    Ok((chosen, labelled))
+    Ok((chosen, rows))
 }
