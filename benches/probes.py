@@ -1,7 +1,7 @@
 """How fast linear probes are fitted to the same optimum: interp, scikit-learn's two quickest solvers, linfa-logistic.
 
-    python3 -m venv /tmp/py/sk2 && /tmp/py/sk2/bin/pip install scikit-learn==1.9.1 numpy==2.4.6 scipy==1.17.1
-    cargo bench --no-run --bench probes && /tmp/py/sk2/bin/python benches/probes.py BINARY [--rounds 3] [--layers 13]
+    python3 -m venv venv && venv/bin/pip install scikit-learn==1.9.1 numpy==2.4.6 scipy==1.17.1
+    cargo bench --no-run --bench probes && venv/bin/python benches/probes.py BINARY [--rounds 3] [--layers 13]
 
 BINARY is what cargo built (target/release/deps/probes-*). Rows look like a residual stream: columns that are correlated by a
 spectrum that decays, four of them large, all standardised. Labels are drawn from a logistic model on them. 10,000 x 768 f32,

@@ -1,7 +1,7 @@
 """How fast 1 GB of activations becomes Parquet: the shard writer, polars in Rust, pyarrow, and polars in Python.
 
-    python3 -m venv /tmp/py/arrow && /tmp/py/arrow/bin/pip install pyarrow==26.0.1 polars==2.1.0 numpy==2.4.6
-    cargo bench --no-run --bench writer && /tmp/py/arrow/bin/python benches/writer.py BINARY DIR...
+    python3 -m venv venv && venv/bin/pip install pyarrow==26.0.1 polars==2.1.0 numpy==2.4.6
+    cargo bench --no-run --bench writer && venv/bin/python benches/writer.py BINARY DIR...
 
 BINARY is what cargo built (target/release/deps/writer-*). 13 columns of 768 f32 in 26,000 rows, row groups of 1,024
 rows, no compression, no dictionary, no statistics; two threads each; synced at the end. All start from arrays in memory

@@ -4,6 +4,9 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayViewMut2, s};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::finite;
+use crate::ops::real::vectorised;
+
 /// Rows that are looked at together.
 const BLOCK: usize = 64;
 
@@ -43,38 +46,55 @@ impl Statistics {
     /// Of rows of vectors.
     pub fn of(rows: &[f32], dim: usize, covariance: bool) -> Self {
         let mut own = Self::new(dim, covariance);
-        let finite = |row: &&[f32]| row.iter().all(|x| x.is_finite());
-        own.not_finite = rows.iter().filter(|x| !x.is_finite()).count() as u64;
-        for row in rows.chunks_exact(dim).filter(finite) {
-            own.count += 1;
-            own.mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
-            let norm = length(row);
-            own.mean_norm += norm;
-            own.max_norm = own.max_norm.max(norm);
-        }
+        let kept: Vec<&[f32]> = match finite(rows) {
+            true => rows.chunks_exact(dim).collect(),
+            false => {
+                own.not_finite = rows.iter().filter(|x| !x.is_finite()).count() as u64;
+                rows.chunks_exact(dim).filter(|row| finite(row)).collect()
+            }
+        };
+        own.count = kept.len() as u64;
         if own.count == 0 {
             return own;
         }
         let count = own.count as f64;
+        vectorised!({
+            for row in &kept {
+                own.mean.iter_mut().zip(*row).for_each(|(mean, x)| *mean += f64::from(*x));
+                let norm = length(row);
+                own.mean_norm += norm;
+                own.max_norm = own.max_norm.max(norm);
+            }
+        });
         own.mean.iter_mut().for_each(|mean| *mean /= count);
         own.mean_norm /= count;
-        // Some rows at a time, so that they stay near; f64, as sums of many squares lose the last digits of f32.
-        let kept: Vec<&[f32]> = rows.chunks_exact(dim).filter(finite).collect();
-        let mut apart = Array2::zeros((BLOCK, dim));
-        let mut products = ArrayViewMut2::from_shape((own.products.len() / dim, dim), &mut own.products).ok();
-        for block in kept.chunks(BLOCK) {
-            let mut apart = apart.slice_mut(s![..block.len(), ..]);
-            for (mut apart, row) in apart.outer_iter_mut().zip(block) {
-                for (((apart, x), mean), sum) in apart.iter_mut().zip(*row).zip(&own.mean).zip(&mut own.squares) {
-                    *apart = f64::from(*x) - mean;
-                    *sum += *apart * *apart;
+        // f64, as sums of many squares lose the last digits of f32.
+        vectorised!({
+            for row in &kept {
+                for ((x, mean), sum) in row.iter().zip(&own.mean).zip(&mut own.squares) {
+                    let apart = f64::from(*x) - mean;
+                    *sum += apart * apart;
                 }
             }
-            if let Some(products) = products.as_mut().filter(|_| covariance) {
-                general_mat_mul(1.0, &apart.t(), &apart, 1.0, products);
-            }
+        });
+        if covariance {
+            own.add_products(&kept);
         }
         own
+    }
+
+    /// Sums of products of differences from the mean, some rows at a time, so that they stay near.
+    fn add_products(&mut self, rows: &[&[f32]]) {
+        let dim = self.mean.len();
+        let mut apart = Array2::zeros((BLOCK, dim));
+        let Ok(mut products) = ArrayViewMut2::from_shape((dim, dim), &mut self.products) else { return };
+        for block in rows.chunks(BLOCK) {
+            let mut apart = apart.slice_mut(s![..block.len(), ..]);
+            for (mut apart, row) in apart.outer_iter_mut().zip(block) {
+                apart.iter_mut().zip(*row).zip(&self.mean).for_each(|((apart, x), mean)| *apart = f64::from(*x) - mean);
+            }
+            general_mat_mul(1.0, &apart.t(), &apart, 1.0, &mut products);
+        }
     }
 
     /// Adds those of another part.
@@ -111,6 +131,7 @@ impl Statistics {
 }
 
 /// Euclidean length; in eight sums, which a processor adds up at once.
+#[inline(always)]
 fn length(row: &[f32]) -> f64 {
     let mut sums = [0.0; 8];
     for part in row.chunks(8) {
