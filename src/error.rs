@@ -105,7 +105,7 @@ pub enum Error {
     Terminated(String),
     /// A tensor operation failed. The library checks its input first, so this is a bug.
     #[error("internal: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// A frame could not be built. The library checks its input first, so this is a bug.
     #[error("internal: {0}")]
     Frame(#[from] polars::error::PolarsError),
@@ -140,6 +140,20 @@ pub enum Kind {
     Terminated,
     /// Report it.
     Bug,
+}
+
+/// A device that has no memory left is nobody's bug.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        let what = error.to_string();
+        match what.contains("OUT_OF_MEMORY") || what.contains("out of memory") {
+            true => Error::TryAgain(format!(
+                "the GPU has no memory left for this ({}); give fewer or shorter prompts at once, --dtype bf16 or --device cpu",
+                shorten(&what)
+            )),
+            false => Error::Tensor(error),
+        }
+    }
 }
 
 impl Error {

@@ -172,6 +172,9 @@ pub fn with_f32<T>(value: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
 /// # Errors
 /// As candle.
 pub fn to_f32(value: &Tensor) -> Result<Vec<f32>> {
+    // From a GPU candle copies all that a view is a part of.
+    let own = if value.device().is_cuda() { Some(value.force_contiguous()?) } else { None };
+    let value = own.as_ref().unwrap_or(value);
     Ok(value.to_device(&Device::Cpu)?.to_dtype(TensorType::F32)?.flatten_all()?.to_vec1()?)
 }
 

@@ -6,12 +6,13 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::memory;
 use crate::plan::Plan;
 use crate::site::{Axis, Site};
 use crate::tokens::Tokens;
 
 /// Runs the model on a batch and adds, for every site, its vectors at the chosen positions of each prompt, in order: one
-/// `[row, d]` per site. Nothing behind the last site is computed.
+/// `[row, d]` per site. Nothing behind the last site is computed. A batch that a GPU has no memory for is divided.
 ///
 /// # Errors
 /// Faults of the tokens, and [`crate::Error::NotFinite`].
@@ -30,6 +31,25 @@ pub fn read_rows(
     if let Some(until) = columns.keys().map(|site| layers_of(*site)).collect::<Option<Vec<_>>>() {
         plan = plan.until(until.into_iter().max().unwrap_or(0));
     }
+    memory::halving(0..tokens.len(), &mut |part| {
+        let before: Vec<usize> = into.iter().map(Vec::len).collect();
+        let (tokens, chosen) = (&tokens.slice(part.clone()), &chosen[part]);
+        let read = read(&plan, model, tokens, chosen, &columns, into);
+        if read.is_err() {
+            into.iter_mut().zip(&before).for_each(|(values, before)| values.truncate(*before));
+        }
+        read
+    })
+}
+
+fn read(
+    plan: &Plan,
+    model: &Gpt2,
+    tokens: &Tokens,
+    chosen: &[Vec<u32>],
+    columns: &BTreeMap<Site, Vec<usize>>,
+    into: &mut [Vec<f32>],
+) -> Result<()> {
     plan.run_each(model, tokens, &mut |site, value| {
         frame::with_f32(value, |all| {
             let (padded, width) = (tokens.longest(), all.len() / (tokens.len() * tokens.longest()));

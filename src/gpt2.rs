@@ -325,7 +325,7 @@ impl Gpt2 {
                 "a run that resumes needs resid_pre of shape {wanted:?}, not {found:?}"
             )));
         }
-        Ok(resid.to_dtype(self.dtype())?)
+        Ok(resid.to_device(self.device())?.to_dtype(self.dtype())?)
     }
 
     fn unembed_at<H: Hooks>(&self, x: &Tensor, tokens: &Tokens, at: LogitsAt, hooks: &mut H) -> Result<Option<Tensor>> {

@@ -42,6 +42,8 @@ pub struct Row {
     pub label: String,
     /// Rows of one group are never on both sides of a split.
     pub group: String,
+    /// What tells the text from others; none where not all of it is known.
+    pub text: Option<String>,
     /// Rows of one control type get one label in the control task (Hewitt & Liang 2019): their word, usually.
     pub control: String,
 }
@@ -59,6 +61,8 @@ pub struct Labelled {
     pub groups: Vec<u32>,
     /// Each group once, as they come.
     pub group_names: Vec<String>,
+    /// What tells the text of each row from others, where that is known.
+    pub texts: Vec<Option<String>>,
     /// The control type of each row.
     pub controls: Vec<u32>,
 }
@@ -157,9 +161,16 @@ impl Labelled {
             labels,
             groups,
             group_names,
+            texts: rows.iter().map(|row| row.text.clone()).collect(),
             controls,
         }
     }
+}
+
+/// What tells a text from others: a hash of its tokens.
+pub fn mark(ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    format!("text {}", crate::weights::sha256_of(&bytes))
 }
 
 /// The chosen positions of each of `prompts` prompts, in order.
@@ -230,6 +241,7 @@ mod tests {
             label: label.into(),
             group: group.into(),
             control: label.into(),
+            text: None,
         };
         let rows = [row(0, 1, "a", "y"), row(0, 3, "b", "y"), row(2, 0, "a", "x")];
         let all = Labelled::new(Kind::Classes, &rows).unwrap();

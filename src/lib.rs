@@ -27,7 +27,7 @@
 //!
 //! Modules stand on floors and use only what is on their own floor or below:
 //!
-//! 1. names: [`site`], [`hooks`], [`error`]
+//! 1. names: [`site`], [`hooks`], [`error`], [`device`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
@@ -36,7 +36,8 @@
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
 //!    [`residual`], [`steer`], [`train`]
-//! 5. presentation: [`figure`]; and [`verify`], which holds analyses against published figures
+//! 5. presentation: [`figure`]; [`verify`], which holds analyses against published figures, and [`agreement`], which holds
+//!    devices against each other
 //!
 //! The library never prints, keeps no global state and draws randomness only from seeds. It touches the disk only in
 //! functions named `load`, `save`, `open`, `read`, `write`, `remove`, `find` or `download`.
@@ -44,6 +45,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod ablate;
+pub mod agreement;
 pub mod answers;
 pub mod attention;
 pub mod attribution;
@@ -57,6 +59,7 @@ pub mod convention;
 pub mod corpus;
 pub mod dataset;
 pub mod detector;
+pub mod device;
 pub mod direction;
 pub mod disk;
 pub mod dropout;

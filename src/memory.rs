@@ -1,5 +1,7 @@
 //! How much memory there is, and saying no before it runs out.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 
 /// Bytes that can be allocated without swapping, where the system tells.
@@ -52,6 +54,22 @@ pub fn check_left(what: &str, needed: u64, left: Option<u64>) -> Result<()> {
             human(left)
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Does some work on a batch; where there is no memory for it, on its halves, one after the other, down to single prompts.
+/// `work` is given a range of the batch, and leaves nothing of it behind where it fails.
+///
+/// # Errors
+/// What `work` returns for a single prompt, or of another kind than [`Error::TryAgain`].
+pub fn halving(batch: Range<usize>, work: &mut dyn FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+    match work(batch.clone()) {
+        Err(Error::TryAgain(_)) if batch.len() > 1 => {
+            let middle = batch.start + batch.len() / 2;
+            halving(batch.start..middle, work)?;
+            halving(middle..batch.end, work)
+        }
+        done => done,
     }
 }
 
@@ -116,6 +134,36 @@ pub fn keep_freed() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_halved_until_it_does() {
+        let run = |room: usize| {
+            let (mut done, mut tries) = (Vec::new(), 0);
+            let outcome = halving(0..7, &mut |part| {
+                tries += 1;
+                if part.len() > room {
+                    return Err(Error::TryAgain(format!("{} prompts", part.len())));
+                }
+                done.extend(part);
+                Ok(())
+            });
+            (outcome, done, tries)
+        };
+        for (room, tries) in [(7, 1), (4, 3), (3, 5), (1, 13)] {
+            let (outcome, done, tried) = run(room);
+            assert!(
+                outcome.is_ok() && done == (0..7).collect::<Vec<_>>() && tried == tries,
+                "room for {room}: {tried}"
+            );
+        }
+        assert!(matches!(run(0).0, Err(Error::TryAgain(what)) if what == "1 prompts"));
+        let mut tries = 0;
+        let refused = halving(0..7, &mut |_| {
+            tries += 1;
+            Err(Error::request("wrong"))
+        });
+        assert!(matches!(refused, Err(Error::Request(_))) && tries == 1);
+    }
 
     #[test]
     fn amounts_read_and_print() {

@@ -109,6 +109,8 @@ impl Sampler {
     /// # Errors
     /// [`Error::Data`] for logits from which nothing can be drawn.
     pub fn next(&mut self, logits: &Tensor, text: &[u32]) -> Result<u32> {
+        // One row: it is here that candle's sampling works on.
+        let logits = &logits.to_device(&candle_core::Device::Cpu)?;
         let penalty = self.sampling.repetition_penalty as f32;
         let penalized = if penalty == 1.0 { logits.clone() } else { apply_repeat_penalty(logits, penalty, text)? };
         let sampling = &self.sampling;

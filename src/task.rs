@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result, toml_fault};
-use crate::labelled::{Kind, Row};
+use crate::labelled::{Kind, Row, mark};
 use crate::random::{SliceRandom, stream};
 use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
 use crate::target::Target;
@@ -276,7 +276,14 @@ impl Task {
                 let Some(label) = label else { continue };
                 let control = example.control.clone().unwrap_or_else(|| word(pos));
                 let (prompt, pos) = (prompt as u32, pos as u32);
-                rows.push(Row { prompt, pos, label, group: example.group.clone(), control });
+                rows.push(Row {
+                    prompt,
+                    pos,
+                    label,
+                    group: example.group.clone(),
+                    control,
+                    text: Some(mark(&ids[start..])),
+                });
             }
         }
         Ok(Examples { tokens, rows, targets })

@@ -110,26 +110,28 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Request`] for a recipe without a shape.
-    pub fn from_language(recipe: Recipe, language: Language) -> Result<Self> {
+    pub fn from_language(recipe: Recipe, language: Language, device: &Device) -> Result<Self> {
         let (seed, documents) = (recipe.train.seed, recipe.data.tokenizer_documents);
         let vocab_size = recipe.shape()?.vocab_size;
         let texts = (0..documents).map(|i| cut_numbers(&language.document(&mut random::stream(seed, "tokenizer", i))));
         let tokenizer = Tokenizer::train(texts, vocab_size)?;
         let corpus = Corpus::new(language, tokenizer.clone(), recipe.data.repeat_share, seed)?;
-        Self::from_scratch(recipe, tokenizer, Box::new(corpus))
+        Self::from_scratch(recipe, tokenizer, Box::new(corpus), device)
     }
 
-    /// Starts a run from scratch on any rows.
+    /// Starts a run from scratch on any rows, on a device.
     ///
     /// # Errors
     /// [`Error::Request`] for a recipe without a shape, or knobs that do not fit it.
-    pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>) -> Result<Self> {
+    pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>, device: &Device) -> Result<Self> {
         let seed = recipe.train.seed;
         let config = recipe.shape()?.config(tokenizer.vocab_size())?;
-        Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, initial::draw(&config, seed))
+        let draw = initial::draw(&config, seed);
+        let draw = |name: &str| Ok(draw(name)?.to_device(device)?);
+        Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, draw)
     }
 
-    /// Starts a run from a model that exists; `origin` tells it from others, such as the hash of its weights.
+    /// Starts a run from a model that exists, on the model's device; `origin` tells it from others, such as the hash of its weights.
     ///
     /// # Errors
     /// [`Error::Request`] for knobs that do not fit the model, or a recipe with a shape of its own.
@@ -333,7 +335,7 @@ impl Trainer {
 
     /// Whether so many micro-batches are computed side by side, one thread for each, rather than one after the other.
     fn side_by_side(&self, micro_batches: usize) -> bool {
-        micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
+        self.model.device().is_cpu() && micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
     }
 
     /// Where the gradients of matrices are added up.
@@ -468,7 +470,8 @@ impl Trainer {
             if view.dtype() != safetensors::Dtype::F32 {
                 return Err(wrong(format!("{name} is {:?}, not F32", view.dtype())));
             }
-            let tensor = Tensor::from_raw_buffer(view.data(), candle_core::DType::F32, view.shape(), &Device::Cpu);
+            let tensor =
+                Tensor::from_raw_buffer(view.data(), candle_core::DType::F32, view.shape(), self.model.device());
             tensor.map_err(|e| wrong(format!("{name}: {e}")))
         };
         let mut state = Vec::new();

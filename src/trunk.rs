@@ -317,7 +317,8 @@ impl<'a> Trunk<'a> {
             let rest = &self.resid[layer][row.start * width..];
             to[..rest.len()].copy_from_slice(rest);
         }
-        Ok(Tensor::from_vec(stream, (rows.len(), longest, width), self.model.device())?)
+        let stream = Tensor::from_vec(stream, (rows.len(), longest, width), self.model.device())?;
+        Ok(stream.to_dtype(self.model.dtype())?)
     }
 
     /// Logits, and losses where they are wanted, from each row's final residual stream.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor: a module may use its own floor and those below.
 const FLOORS: [&[&str]; 5] = [
-    &["error", "site", "hooks", "disk", "memory", "random"],
+    &["error", "device", "site", "hooks", "disk", "memory", "random"],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit",
@@ -69,7 +69,7 @@ const FLOORS: [&[&str]; 5] = [
         "steer",
         "train",
     ],
-    &["figure", "verify"],
+    &["figure", "verify", "agreement"],
 ];
 
 fn root() -> PathBuf {

@@ -199,3 +199,15 @@ fn the_command_leaves_a_frame_figures_and_its_controls() {
         assert!(run.contains("\"restored\""), "{run}");
     }
 }
+
+/// Rows join a sweep at the layer where they are changed, in the type that the model computes in.
+#[test]
+fn sweeps_run_in_sixteen_bits() {
+    for dtype in ["bf16", "f16"] {
+        let command = Interp::new().words("patch --sweep resid_pre,attn_head_out_all_pos --dtype").arg(dtype);
+        let command = command.words("--answer").arg(" Mary").words("--wrong").arg(" John");
+        let command = command.words("--clean").arg("When Mary and John went to the shop, John gave a drink to");
+        let command = command.words("--corrupt").arg("When Mary and John went to the shop, Mary gave a drink to");
+        command.run().ok();
+    }
+}

@@ -28,6 +28,7 @@ fn made(rows: usize, width: usize, strength: f64, seed: u64) -> (Array2<f32>, La
         label: class.to_string(),
         group: (i / 5).to_string(),
         control: (i % 7).to_string(),
+        text: None,
     };
     let rows: Vec<Row> = class.iter().enumerate().map(row).collect();
     (x, Labelled::new(Kind::Classes, &rows).unwrap())

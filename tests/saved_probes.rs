@@ -182,7 +182,11 @@ fn rows_that_were_fitted_are_not_judged() {
     let run: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(outcome.output().join("run.json")).unwrap()).unwrap();
     assert_eq!(run["rows"].as_u64().unwrap() + run["left_out"].as_u64().unwrap(), 260);
-    assert!(outcome.stderr.contains("rows are left out: the probes were fitted on their groups"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("rows are left out: the probes were fitted on their groups or texts"),
+        "{}",
+        outcome.stderr
+    );
     let counts = run["confusion"][1]["counts"].as_array().unwrap();
     let all: u64 = counts.iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
     let right = counts[0][0].as_u64().unwrap() + counts[1][1].as_u64().unwrap();
@@ -248,7 +252,8 @@ fn texts_and_datasets_are_judged_alike() {
         judged.code == Some(2)
             && judged.stderr.contains("all 1 rows are of groups that the probes of `giver` were fitted on")
     });
-    assert!(learned.take(2).count() == 2);
+    // Seven of ten groups, which are texts here, were learned.
+    assert_eq!(learned.count(), 112);
 }
 
 #[test]
@@ -336,4 +341,47 @@ fn planes_are_those_of_scikit_learn() {
     let frame = frame(&outcome.output());
     assert_eq!(frame.height(), 600);
     assert!(outcome.stdout.contains("adjusted Rand index"), "{}", outcome.stdout);
+}
+
+/// By the group, or by the text where groups are given otherwise.
+#[test]
+fn what_was_learned_is_known_by_group_and_by_text() {
+    let names = ["Mary", "Anna", "John", "Tom"];
+    let line = |i: usize| {
+        let (a, b) = (names[i % 4], names[(i / 4 + i + 1) % 4]);
+        format!(
+            r#"{{"text": "When {a} and {b} went to the shop {i}, {b} gave a drink to", "giver": "{b}", "author": {}, "half": {}.5}}"#,
+            i % 12,
+            i % 2
+        )
+    };
+    let lines = (0..120).map(line).collect::<Vec<_>>().join("\n");
+    let (place, probes) = trained("--label giver --group author --site resid_post.1", &[("text.jsonl", lines)]);
+    let text = place.path().join("text.jsonl");
+    let rows = |command: Interp| {
+        let outcome = command.run().ok();
+        let run = std::fs::read_to_string(outcome.output().join("run.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&run).unwrap()["rows"].as_u64().unwrap()
+    };
+    let eval = |words: &str| Interp::new().words("probe eval --label giver").arg(&probes).words(words);
+    let held_out = rows(eval("--group author --file").arg(&text));
+    assert!((20..=60).contains(&held_out), "{held_out}");
+    assert_eq!(rows(eval("--file").arg(&text)), held_out, "known by their texts");
+    // The same from datasets, as long as they have the texts whole.
+    let export = |name: &str, words: &str| {
+        let data = place.path().join(name);
+        let command = Interp::new().words("export --label giver,author --site resid_post.1 -q").words(words);
+        command.words("--file").arg(&text).words("--out").arg(&data).run().ok();
+        data
+    };
+    assert_eq!(rows(eval("--data").arg(export("whole", ""))), held_out);
+    assert_eq!(rows(eval("--data").arg(export("windows", "--context 8"))), held_out, "one last token per text");
+    let some = export("some", "--sample 3 --seed 1");
+    eval("--data").arg(&some).run().refused(2, "has some tokens of its texts only");
+    eval("--group author --data").arg(&some).run().refused(2, "give --group, and --at all");
+    // Three of each text, but for tokens that start a sequence.
+    let sampled = rows(eval("--group author --at all --data").arg(&some));
+    assert!((2 * held_out..=3 * held_out).contains(&sampled), "{sampled}");
+    eval("--regression --file").arg(&text).run().refused(2, "predict classes, and the labels are numbers");
+    Interp::new().words("probe tiny-number tiny-number").run().refused(2, "there are two tasks `tiny-number`");
 }

@@ -64,7 +64,8 @@ fn recipe(changes: &[(&str, &str)]) -> tempfile::TempDir {
 fn trainer(dir: &Path) -> Trainer {
     let recipe = Recipe::load(&dir.join("recipe.toml")).unwrap();
     let path = dir.join("language.toml");
-    Trainer::from_language(recipe, Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap()).unwrap()
+    let language = Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap();
+    Trainer::from_language(recipe, language, &candle_core::Device::Cpu).unwrap()
 }
 
 fn train(dir: &Path, out: &Path) -> Interp {

@@ -1,10 +1,13 @@
-//! The contender that `side_by_side.py` talks to: it loads a model, then reads requests from standard input.
+//! The contender that `side_by_side.py` and `gpu.py` talk to: it loads a model, on a device and in a type if these are named,
+//! then reads requests from standard input.
 //!
-//! Each request is a task and a number of tokens T; the answer is the seconds that it took.
+//! Each request is a task and a number of tokens T, or `T×B` for a batch of B rows; the answer is the seconds that it took, until
+//! the device was done.
 //!
 //! - `forward T`: logits at every position; `capture T [FILE]`: every site, written as safetensors on request
 //! - `generate T`: T tokens after a prompt of 15, greedy, with a cache
-//! - `step T`: one step of training on one row of T tokens, AdamW and clipping included
+//! - `step T`: one step of training on the rows, AdamW and clipping included
+//! - `export T`: the residual stream after every layer, on the host
 //! - the name of a sweep and T: patching between two prompts of T tokens that differ in one, both runs included
 
 mod naive;
@@ -26,15 +29,19 @@ use interp::target::Target;
 use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::weights::{Checkpoint, read_small};
-use interp::{Config, Gpt2, Plan, Site, Tokens};
+use interp::{Config, Gpt2, LogitsAt, Plan, Site, Tokens};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Fallible<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let [contender, dir] = args.as_slice() else {
-        println!("started by benches/side_by_side.py, which needs Python peers: see the README's section on speed");
-        return Ok(());
+    let (contender, dir, device, dtype) = match args.as_slice() {
+        [contender, dir] => (contender, dir, "cpu", "f32"),
+        [contender, dir, device, dtype] => (contender, dir, device.as_str(), dtype.as_str()),
+        _ => {
+            println!("started by benches/side_by_side.py, which needs Python peers: see the README's section on speed");
+            return Ok(());
+        }
     };
     interp::memory::keep_freed(); // as the binary does
     let dir = Path::new(dir);
@@ -43,7 +50,7 @@ fn main() -> Fallible<()> {
     let file = dir.join("model.safetensors");
     if contender == "naive" {
         let model = naive::Gpt2::load(&file, config.n_layer, config.n_head)?;
-        return serve(|task, length, _| {
+        return serve(|task, (length, _), _| {
             let tokens = ids(length, config.vocab_size);
             let mut kept = Vec::new();
             let start = Instant::now();
@@ -56,15 +63,31 @@ fn main() -> Fallible<()> {
             Ok(seconds)
         });
     }
-    let device = candle_core::Device::Cpu;
-    let model = Checkpoint::open(&[file], &config)?.load(candle_core::DType::F32, &device)?.model;
+    let device = interp::device::open(device)?;
+    let dtype: candle_core::DType = dtype.parse()?;
+    let model = Checkpoint::open(&[file], &config)?.load(dtype, &device)?.model;
     let mut trainer = None;
-    serve(|task, length, out| match task {
+    serve(|task, (length, rows), out| match task {
         "generate" => write(&model, length),
-        "step" => step(&model, &mut trainer, length),
-        "forward" | "capture" => ours(&model, task, length, out),
+        "step" => step(&model, &mut trainer, (length, rows)),
+        "export" => exported(&model, (length, rows)),
+        "forward" | "capture" => ours(&model, task, (length, rows), out),
         sweep => patched(&model, sweep, length),
     })
+}
+
+/// The residual stream after every layer, as a dataset gets it: in f32 on the host.
+fn exported(model: &Gpt2, (length, rows): (usize, usize)) -> Fallible<f64> {
+    let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size); rows])?;
+    let sites = (0..model.config().n_layer).map(Site::ResidPost);
+    let plan = Plan::new().reads(sites).logits(LogitsAt::None);
+    let start = Instant::now();
+    plan.run_each(model, &tokens, &mut |_, value| {
+        interp::frame::with_f32(value, |all| {
+            black_box(all.len());
+        })
+    })?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 fn write(model: &Gpt2, length: usize) -> Fallible<f64> {
@@ -88,46 +111,57 @@ fn patched(model: &Gpt2, sweep: &str, length: usize) -> Fallible<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-fn step(model: &Gpt2, trainer: &mut Option<(usize, Trainer)>, length: usize) -> Fallible<f64> {
-    if trainer.as_ref().is_none_or(|(of, _)| *of != length) {
+type Shape = (usize, usize);
+
+fn step(model: &Gpt2, trainer: &mut Option<(Shape, Trainer)>, (length, rows): Shape) -> Fallible<f64> {
+    if trainer.as_ref().is_none_or(|(of, _)| *of != (length, rows)) {
         *trainer = None; // two at once would not fit into a small machine
-        let set = [format!("block_size={length}"), "batch_size=1".into(), "max_iters=1000000".into()];
+        let set = [
+            format!("block_size={length}"),
+            format!("batch_size={rows}"),
+            format!("micro_batch_size={rows}"),
+            "max_iters=1000000".into(),
+        ];
         let recipe = Recipe::load_with(None, &set)?;
         let text = ids(length + 1, model.config().vocab_size);
         let text = TextSet::new((text.clone(), text), 0, length)?;
         let tokenizer = interp::embedded::tokenizer()?;
-        *trainer = Some((length, Trainer::from_model(recipe, model, "", tokenizer, Box::new(text))?));
+        *trainer = Some(((length, rows), Trainer::from_model(recipe, model, "", tokenizer, Box::new(text))?));
     }
     let Some((_, trainer)) = trainer else { return Err("no trainer".into()) };
     let start = Instant::now();
     black_box(trainer.step()?);
+    model.device().synchronize()?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 /// Answers requests until standard input ends.
-fn serve(mut run: impl FnMut(&str, usize, Option<&str>) -> Fallible<f64>) -> Fallible<()> {
+fn serve(mut run: impl FnMut(&str, Shape, Option<&str>) -> Fallible<f64>) -> Fallible<()> {
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let [task, length, rest @ ..] = words.as_slice() else { return Err(format!("`{line}` is no request").into()) };
-        println!("{}", run(task, length.parse()?, rest.first().copied())?);
+        let (length, rows) = length.split_once('×').unwrap_or((length, "1"));
+        println!("{}", run(task, (length.parse()?, rows.parse()?), rest.first().copied())?);
     }
     Ok(())
 }
 
-fn ours(model: &Gpt2, task: &str, length: usize, out: Option<&str>) -> Fallible<f64> {
-    let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size)])?;
+fn ours(model: &Gpt2, task: &str, (length, rows): Shape, out: Option<&str>) -> Fallible<f64> {
+    let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size); rows])?;
     // Per-head results are left out of the comparison: TransformerLens forms them on request only.
     let sites = || Site::all(model.config().n_layer).filter(|site| !matches!(site, Site::Result(_)));
     let start = Instant::now();
     if task == "forward" {
         let logits = model.forward(&tokens)?;
+        model.device().synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         black_box(logits);
         return Ok(seconds);
     }
     let trace = Plan::new().reads(sites()).run(model, &tokens)?;
+    model.device().synchronize()?;
     let seconds = start.elapsed().as_secs_f64();
     if let Some(out) = out {
         let values: HashMap<String, _> =

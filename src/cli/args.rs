@@ -20,6 +20,9 @@ pub struct Global {
     /// Where to compute: auto, cpu or cuda[:N].
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
+    /// On a GPU, let products of f32 round their input to TF32: faster, and right to 1e-3 or so.
+    #[arg(long, global = true)]
+    pub tf32: bool,
     /// Type of weights and activations; sums, LayerNorm and softmax are always in f32.
     #[arg(long, global = true, default_value = "f32", value_enum)]
     pub dtype: Dtype,

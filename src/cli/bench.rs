@@ -32,7 +32,7 @@ impl Bench {
     /// Finds, checks and loads the model that the options name.
     pub fn open(global: &Global) -> Result<Self> {
         let start = Instant::now();
-        let device = device(&global.device)?;
+        let device = device(global)?;
         let dtype = global.dtype.into();
         let (checkpoint, tokenizer, source) = open_files(global)?;
         if let Some(limit) = &global.memory {
@@ -53,7 +53,7 @@ impl Bench {
             tokenizer,
             source,
             dtype,
-            device: if device.is_cpu() { "cpu".into() } else { global.device.clone() },
+            device: interp::device::name(&device),
             load_seconds: start.elapsed().as_secs_f64(),
             quiet: global.quiet,
         })
@@ -128,10 +128,17 @@ impl Bench {
                     "edits of single prompts need all prompts in one batch of {BATCH_TOKENS} tokens; give fewer prompts"
                 )));
             }
-            let trace = plan.run(&self.model, &batch)?;
-            applied = Applied::larger(applied, trace.edits());
-            let part = interp::frame::shift_prompts(frame(&trace)?, first as u32)?;
-            interp::frame::append(&mut stacked, part)?;
+            let mut run = |part: std::ops::Range<usize>| {
+                let trace = plan.run(&self.model, &batch.slice(part.clone()))?;
+                applied = Applied::larger(std::mem::take(&mut applied), trace.edits());
+                let part = interp::frame::shift_prompts(frame(&trace)?, (first + part.start) as u32)?;
+                interp::frame::append(&mut stacked, part)
+            };
+            // Edits of single prompts count them in the batch as it is.
+            match plan.edit_list().iter().any(Edit::is_narrowed_by_prompt) {
+                true => run(0..batch.len())?,
+                false => memory::halving(0..batch.len(), &mut run)?,
+            }
         }
         let frame = stacked.ok_or_else(|| Error::Bug("no batch".into()))?;
         self.report_edits(&applied);
@@ -152,13 +159,18 @@ pub fn batches(tokens: &Tokens) -> Vec<(usize, Tokens)> {
     all.map(|batch| (batch.start, tokens.slice(batch))).collect()
 }
 
-/// The device that a name means on this machine.
-pub fn device(name: &str) -> Result<Device> {
-    match name.split_once(':').map_or((name, None), |(kind, n)| (kind, Some(n))) {
-        ("auto" | "cpu", None) => Ok(Device::Cpu),
-        ("cuda", n) if n.is_none_or(|n| n.parse::<usize>().is_ok()) => {
-            Err(Error::Unavailable("this build has no CUDA; use --device cpu".into()))
-        }
-        _ => Err(Error::Request(format!("`{}` is no device; there are auto, cpu and cuda[:N]", name.escape_debug()))),
+/// The device that the options name; a build for GPUs says what it took where that was left to it.
+pub fn device(global: &Global) -> Result<Device> {
+    let device = interp::device::open(&global.device)?;
+    if global.tf32 {
+        interp::device::allow_tf32(&device)?;
     }
+    if cfg!(feature = "cuda") && global.device == "auto" {
+        let why = match interp::device::describe(&device)? {
+            Some(gpu) => gpu.name,
+            None => interp::device::open("cuda").err().map(|e| e.to_string()).unwrap_or_default(),
+        };
+        super::note(global.quiet, &format!("note: computing on {} ({why})", interp::device::name(&device)));
+    }
+    Ok(device)
 }

@@ -1,5 +1,9 @@
 use std::time::Instant;
 
+use candle_core::{DType, Device, Tensor};
+use interp::agreement::agreement;
+use interp::pair::Pair;
+use interp::target::Target;
 use interp::weights::Places;
 use interp::{Error, Plan, Result, embedded, memory};
 use serde_json::json;
@@ -9,8 +13,20 @@ use super::report::{print, say};
 
 const PROMPT: &str = "When Mary and John went to the shop, John gave a drink to";
 
+const CORRUPT: &str = "When Mary and John went to the shop, Mary gave a drink to";
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Hold a GPU against the CPU, on the built-in model, and measure how fast it is.
+    #[arg(long)]
+    gpu: bool,
+}
+
 /// Shows what there is, and checks that the built-in model says what it should.
-pub fn run(global: &Global) -> Result<()> {
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    if args.gpu {
+        return gpu(global);
+    }
     let places = Places::from_env()?;
     let start = Instant::now();
     let (model, tokenizer) = (embedded::model()?, embedded::tokenizer()?);
@@ -21,13 +37,14 @@ pub fn run(global: &Global) -> Result<()> {
     let forward = start.elapsed();
     let next = frame.column("next")?.str()?.get(frame.height() - 1).unwrap_or_default().to_string();
     let gflops = gemm_speed()?;
+    let devices = devices();
     let hub = places.hub.as_ref().map(|p| p.display().to_string());
     let facts = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "threads": rayon::current_num_threads(),
         "vectors": vectors(),
         "memory_available": memory::available(),
-        "devices": ["cpu"],
+        "devices": devices,
         "hub_cache": hub,
         "hub": places.endpoint,
         "token": places.token.is_some(),
@@ -41,13 +58,14 @@ pub fn run(global: &Global) -> Result<()> {
         print(&(facts.to_string() + "\n"))?;
     } else {
         let text = format!(
-            "interp {}\n  threads       {} ({})\n  memory        {} available\n  devices       cpu (this build has no CUDA)\n  \
+            "interp {}\n  threads       {} ({})\n  memory        {} available\n  devices       {}\n  \
              hub cache     {}\n  hub           {} ({}, token {})\n  matrix speed  {gflops:.0} GFLOP/s in f32\n  \
              tiny          loads in {:.0} ms, reads 15 tokens in {:.1} ms\n  self-test     \"{PROMPT}\" →{next}",
             env!("CARGO_PKG_VERSION"),
             rayon::current_num_threads(),
             facts["vectors"].as_str().unwrap_or_default(),
             memory::available().map_or("unknown".into(), memory::human),
+            devices.join(", "),
             hub.unwrap_or_else(|| "none: set HF_HOME".into()),
             places.endpoint,
             if places.offline || global.offline { "offline" } else { "online on request" },
@@ -61,6 +79,126 @@ pub fn run(global: &Global) -> Result<()> {
         return Ok(());
     }
     Err(Error::Bug(format!("self-test: the built-in model says `{next}` instead of ` Mary`")))
+}
+
+/// What can be computed on.
+fn devices() -> Vec<String> {
+    let mut all = vec!["cpu".to_string()];
+    all.extend(interp::device::open("cuda").and_then(|device| described(&device)).ok());
+    if all.len() == 1 {
+        all[0] += if cfg!(feature = "cuda") { " (no GPU answers)" } else { " (this build has no CUDA)" };
+    }
+    all
+}
+
+/// A GPU in a line.
+fn described(device: &Device) -> Result<String> {
+    let name = interp::device::name(device);
+    let gpu = interp::device::describe(device)?.ok_or_else(|| Error::Unavailable(format!("{name} is no GPU")))?;
+    Ok(format!(
+        "{name} ({}, capability {}, {} of {} free)",
+        gpu.name,
+        gpu.capability,
+        memory::human(gpu.free),
+        memory::human(gpu.memory)
+    ))
+}
+
+/// Compares a GPU with the CPU, and measures it.
+fn gpu(global: &Global) -> Result<()> {
+    let device = interp::device::open(if global.device == "auto" { "cuda" } else { &global.device })?;
+    if global.tf32 {
+        interp::device::allow_tf32(&device)?;
+    }
+    let name = described(&device)?;
+    let (one, tokenizer) = (embedded::model()?, embedded::tokenizer()?);
+    let other = embedded::checkpoint()?.load(DType::F32, &device)?.model;
+    let tokens = |text: &str| tokenizer.tokens(&[text], interp::text::Encoding::default());
+    let target = Target::parse(&tokenizer, &[" Mary"], &[" John"])?;
+    let frame = agreement(&one, &other, &tokenizer, &Pair::new(tokens(PROMPT)?, tokens(CORRUPT)?, target)?)?;
+    let speeds = speeds(&device)?;
+    let (what, passed) = (frame.column("what")?.str()?, frame.column("passed")?.bool()?);
+    let (check, difference) = (frame.column("check")?.str()?, frame.column("difference")?.f64()?);
+    let failed: Vec<&str> =
+        (0..frame.height()).filter(|i| passed.get(*i) != Some(true)).filter_map(|i| what.get(i)).collect();
+    if global.format == Format::Text {
+        let mut lines =
+            vec![name, format!("  largest differences from the CPU, in f32 (gate {:e})", interp::agreement::GATE)];
+        for kind in ["site", "gradient", "edit", "sweep", "generation", "training"] {
+            let own = (0..frame.height()).filter(|i| check.get(*i) == Some(kind));
+            let worst =
+                own.max_by(|a, b| difference.get(*a).unwrap_or(0.0).total_cmp(&difference.get(*b).unwrap_or(0.0)));
+            if let Some(i) = worst {
+                lines.push(format!(
+                    "  {kind:<12}{:>10.1e}  {}",
+                    difference.get(i).unwrap_or(f64::NAN),
+                    what.get(i).unwrap_or_default()
+                ));
+            }
+        }
+        lines.extend(speeds.iter().map(|(what, value, unit)| format!("  {what:<44}{value:>10.1} {unit}")));
+        say(global, &lines.join("\n"))?;
+    } else {
+        let speeds: Vec<_> =
+            speeds.iter().map(|(what, value, unit)| json!({ "what": what, "value": value, "unit": unit })).collect();
+        print(
+            &(json!({ "device": name, "agreement": super::report::rows(&frame)?, "speeds": speeds }).to_string()
+                + "\n"),
+        )?;
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Bug(format!(
+            "the GPU and the CPU differ by more than {:e} at {}",
+            interp::agreement::GATE,
+            failed.join(", ")
+        ))),
+    }
+}
+
+/// The device's own ceilings, and how near the model comes to them: what, how much, of what.
+fn speeds(device: &Device) -> Result<Vec<(&'static str, f64, &'static str)>> {
+    const SIDE: usize = 8192;
+    const BYTES: usize = 1 << 28;
+    let timed = |f: &dyn Fn() -> Result<()>| -> Result<f64> {
+        f()?; // the first time loads kernels
+        device.synchronize()?;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let start = Instant::now();
+            f()?;
+            device.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    };
+    let mut all = Vec::new();
+    for (what, dtype) in [("product of matrices, f32", DType::F32), ("product of matrices, bf16", DType::BF16)] {
+        let x = Tensor::ones((SIDE, SIDE), dtype, device)?;
+        let seconds = timed(&|| Ok(x.matmul(&x).map(|_| ())?))?;
+        all.push((what, 2.0 * (SIDE as f64).powi(3) / seconds / 1e12, "TFLOP/s"));
+    }
+    let (here, there) =
+        (Tensor::zeros(BYTES / 4, DType::F32, &Device::Cpu)?, Tensor::zeros(BYTES / 4, DType::F32, device)?);
+    let gigabytes = |seconds: f64| BYTES as f64 / seconds / 1e9;
+    all.push((
+        "copy on the device",
+        2.0 * gigabytes(timed(&|| Ok(there.copy().map(|_| ())?))?),
+        "GB/s read and written",
+    ));
+    all.push(("copy to the device", gigabytes(timed(&|| Ok(here.to_device(device).map(|_| ())?))?), "GB/s"));
+    all.push(("copy from the device", gigabytes(timed(&|| Ok(there.to_device(&Device::Cpu).map(|_| ())?))?), "GB/s"));
+    let config = interp::Config::published("gpt2").ok_or_else(|| Error::Bug("gpt2 has no shape".into()))?;
+    let ids = (0..8).map(|row| (0..1024).map(|i| (row * 1024 + i * 7) % config.vocab_size as u32).collect()).collect();
+    let tokens = interp::Tokens::from_ids(ids)?;
+    for (what, dtype) in [("gpt2's shape reads 8 × 1024 tokens, f32", DType::F32), ("the same in bf16", DType::BF16)] {
+        let draw = interp::initial::draw(&config, 0);
+        let model = interp::Gpt2::new(config.clone(), |name| Ok(draw(name)?.to_device(device)?.to_dtype(dtype)?))?;
+        let plan = Plan::new().logits(interp::LogitsAt::None);
+        let seconds = timed(&|| plan.run(&model, &tokens).map(|_| ()))?;
+        all.push((what, tokens.count() as f64 / seconds / 1e3, "thousand tokens per second"));
+    }
+    Ok(all)
 }
 
 /// The widest vector instructions that the kernels will use.

@@ -311,7 +311,8 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
         sites: sites.iter().map(Site::to_string).collect(),
         layout: options.layout,
         dtype: options.store,
-        computed: format!("{:?} on {}", bench.dtype, bench.device).to_lowercase(),
+        computed: format!("{:?} on {}{}", bench.dtype, bench.device, if global.tf32 { " in tf32" } else { "" })
+            .to_lowercase(),
         cut,
         labels: options.label.clone(),
         covariance: options.covariance,

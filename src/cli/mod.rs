@@ -66,7 +66,7 @@ enum Command {
     /// Shell completions.
     Completions(completions::Args),
     /// What this machine and this build have, with a self-test.
-    Doctor,
+    Doctor(doctor::Args),
     /// Activation datasets: any sites on any text, crash-safe, as Parquet.
     Export(export::Args),
     /// Train an existing model further, on text.
@@ -142,7 +142,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Attribute(args) => attribute::run(args, &global),
         Command::Capture(args) => capture::run(args, &global),
         Command::Completions(args) => completions::run(args, &mut Cli::command()),
-        Command::Doctor => doctor::run(&global),
+        Command::Doctor(args) => doctor::run(&args, &global),
         Command::Export(args) => export::run(args, &global),
         Command::Finetune(args) => finetune::run(args, &global),
         Command::Generate(args) => generate::run(args, &global),

@@ -9,12 +9,13 @@ use super::{request, training};
 
 pub fn run(args: training::Args, global: &Global) -> Result<()> {
     let (recipe, base) = args.recipe(global)?;
+    let device = super::bench::device(global)?;
     let name = args.config.as_ref().map_or("scratch".into(), |path| path.display().to_string());
     let trainer = match &recipe.data.language {
         Some(path) => {
             let path = base.join(path);
             let language = Language::parse(&weights::read_text(&path, 4 << 20)?, &path)?;
-            Trainer::from_language(recipe, language)?
+            Trainer::from_language(recipe, language, &device)?
         }
         None => {
             let shape = recipe.shape()?;
@@ -28,7 +29,7 @@ pub fn run(args: training::Args, global: &Global) -> Result<()> {
             };
             let block_size = recipe.block_size(&shape.config(tokenizer.vocab_size())?)?;
             let set = TextSet::new(texts.encode(&tokenizer)?, recipe.train.seed, block_size)?;
-            Trainer::from_scratch(recipe, tokenizer, Box::new(set))?
+            Trainer::from_scratch(recipe, tokenizer, Box::new(set), &device)?
         }
     };
     training::run("train", trainer, &args, global, &name)

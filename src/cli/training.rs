@@ -298,7 +298,7 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "model": trainer.model().config().to_json(),
         "weights_sha256": interp::weights::sha256(&dir.join("model.safetensors"))?,
         "tokenizer_sha256": interp::weights::sha256(&dir.join("tokenizer.json"))?,
-        "device": "cpu",
+        "device": interp::device::name(trainer.model().device()),
         "dtype": "f32",
         "seed": trainer.recipe().train.seed,
         "lowest_validation_loss": trainer.progress().best,

@@ -47,7 +47,7 @@ const SPLITS: [(&str, &str, Rgb, u32); 6] = [
 ];
 
 /// The same of what the model answers.
-const MOVES: [(&str, &str, Rgb, u32); 7] = [
+const MOVES: [(&str, &str, Rgb, u32); 8] = [
     ("clean", "nothing moved", GREY, 2),
     ("removed", "probe's direction removed", LINES[0], 3),
     ("random_removed", "random direction removed", LINES[4], 1),
@@ -55,6 +55,7 @@ const MOVES: [(&str, &str, Rgb, u32); 7] = [
     ("random_flipped", "as far in a random direction", LINES[5], 1),
     ("mean_removed", "means' difference removed", LINES[2], 1),
     ("mean_flipped", "means' difference turned", LINES[3], 2),
+    ("random_mean_flipped", "as far at random", NO_NUMBER, 1),
 ];
 
 fn scores(all: &Summary, name: &str) -> Figure {

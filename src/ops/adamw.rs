@@ -2,6 +2,9 @@
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::on_gpu;
 use super::real::{Real, part, slice, vectorised, wrong_dtype};
 use super::rows;
 
@@ -52,6 +55,8 @@ impl InplaceOp2 for Average {
         }
         Ok(())
     }
+
+    on_gpu!(self, mut m, g => cuda::average(m, g, self.keep, self.scale, self.square));
 }
 
 impl Average {
@@ -90,6 +95,8 @@ impl InplaceOp3 for AdamStep {
         }
         Ok(())
     }
+
+    on_gpu!(self, mut p, m, v => cuda::adam_step(p, m, v, *self));
 }
 
 impl AdamStep {

@@ -2,8 +2,10 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::real::{for_real, slice, vectorised};
-use super::{in_real, rows};
+use super::{in_real, on_gpu, rows};
 
 /// a + b, elementwise.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -37,6 +39,11 @@ impl CustomOp2 for Add {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, a, b => match a.1.shape() == b.1.shape() {
+        true => cuda::add(a, b),
+        false => candle_core::bail!("add: {:?} and {:?}", a.1.shape(), b.1.shape()),
+    });
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(grad.clone()), Some(grad.clone())))

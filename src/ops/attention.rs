@@ -9,9 +9,11 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::gemm::{Threads, View, gemm};
 use super::real::{Real, for_real, max_of, slice, sum_of, sum_of2, vectorised};
-use super::{in_real, rows};
+use super::{in_real, on_gpu, rows};
 
 /// Which keys each query may look at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,11 @@ impl Causal {
     pub fn with_holes(offset: usize, holes: Vec<Range<usize>>) -> Self {
         let holes = if holes.iter().all(Range::is_empty) { None } else { Some(holes.into()) };
         Self { offset, holes }
+    }
+
+    /// The range of hidden keys of each prompt, if any is hidden.
+    pub fn holes(&self) -> Option<&[Range<usize>]> {
+        self.holes.as_deref()
     }
 
     /// Keys that come before the first query.
@@ -183,6 +190,12 @@ impl CustomOp2 for Scores {
         })
     }
 
+    on_gpu!(self, q, k => {
+        let ((b, p, h, d), (kb, kp, kh, kd)) = (q.1.shape().dims4()?, k.1.shape().dims4()?);
+        check((b, h, d) == (kb, kh, kd) && kp == p + self.mask.offset, q.1, k.1, "attention-scores")?;
+        cuda::scores(q, k, (self.scale, self.hidden), &self.mask)
+    });
+
     fn bwd(&self, q: &Tensor, k: &Tensor, _scores: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = masked(grad, 0.0, &self.mask)?.affine(self.scale, 0.0)?;
         let mask = || self.mask.clone();
@@ -217,6 +230,8 @@ impl CustomOp1 for Softmax {
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, scores => cuda::softmax(scores, &self.mask));
 
     fn bwd(&self, _scores: &Tensor, pattern: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
@@ -267,6 +282,8 @@ impl CustomOp2 for SoftmaxGrad {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, p, grad => cuda::softmax_grad(p, grad, &self.mask));
 }
 
 impl CustomOp2 for Attend {
@@ -294,6 +311,12 @@ impl CustomOp2 for Attend {
             Ok((T::to_cpu_storage_owned(out), Shape::from((prompts, queries, heads, x.dim))))
         })
     }
+
+    on_gpu!(self, weights, x => {
+        let ((b, h, _, keys), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
+        check((b, h, keys) == (xb, xh, pos), weights.1, x.1, "attend")?;
+        cuda::attend(weights, x)
+    });
 
     fn bwd(
         &self,
@@ -360,6 +383,12 @@ impl CustomOp2 for AttendT {
             Ok((T::to_cpu_storage_owned(out), Shape::from((prompts, keys, heads, x.dim))))
         })
     }
+
+    on_gpu!(self, weights, x => {
+        let ((b, h, queries, _), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
+        check((b, h, queries) == (xb, xh, pos), weights.1, x.1, "attend-t")?;
+        cuda::attend_t(weights, x)
+    });
 }
 
 impl CustomOp1 for Masked {
@@ -381,6 +410,8 @@ impl CustomOp1 for Masked {
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, map => cuda::masked(map, self.hidden, &self.mask));
 
     fn bwd(&self, _map: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(masked(grad, 0.0, &self.mask)?))

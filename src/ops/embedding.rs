@@ -2,6 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, Var};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::on_gpu;
 use super::real::{Real, slice, wrong_dtype};
 
 /// Row `ids[i]` of `table`, for every i: `[vocab, d]` → `[n, d]`.
@@ -34,6 +37,8 @@ impl CustomOp1 for Rows {
         Ok((copy, layout.shape().clone()))
     }
 
+    on_gpu!(self, x => cuda::rows(x));
+
     fn bwd(&self, _rows: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         self.into.inplace_op2(&grad.contiguous()?, &AddRows(&self.ids))?;
         Ok(None)
@@ -60,6 +65,14 @@ impl InplaceOp2 for AddRows<'_> {
         }
         Ok(())
     }
+
+    on_gpu!(self, mut table, x => {
+        let (count, width) = table.1.shape().dims2()?;
+        match self.0.iter().all(|&id| (id as usize) < count) && x.1.shape().dims2()? == (self.0.len(), width) {
+            true => cuda::add_rows(table, x, self.0),
+            false => candle_core::bail!("add-rows: {:?} into {:?}", x.1.shape(), table.1.shape()),
+        }
+    });
 }
 
 impl AddRows<'_> {

@@ -2,8 +2,10 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::real::{Real, for_real, slice, vectorised};
-use super::{in_real, rows};
+use super::{in_real, on_gpu, rows};
 
 /// Which GELU. They differ by up to 5e-4, which is not the same model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +104,8 @@ impl CustomOp1 for Gelu {
         })
     }
 
+    on_gpu!(self, x => cuda::gelu(x, *self == Gelu::Erf));
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(x.apply_op2_no_bwd(&grad.contiguous()?, &GeluGrad(*self))?))
     }
@@ -122,4 +126,6 @@ impl CustomOp2 for GeluGrad {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, x, grad => cuda::gelu_grad(x, grad, self.0 == Gelu::Erf));
 }

@@ -2,9 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Tensor, Var};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::gemm::{Threads, View, gemm};
 use super::real::{Real, for_real, part, slice, vectorised, wrong_dtype};
-use super::{in_real, rows, thin};
+use super::{in_real, on_gpu, rows, thin};
 
 /// x·W + b over the last axis: `[.., in]`, `[in, out]`, `[out]` → `[.., out]`.
 ///
@@ -118,6 +120,14 @@ impl CustomOp3 for Linear {
         })
     }
 
+    on_gpu!(self, x, weight, bias => {
+        let (inner, n) = weight.1.shape().dims2()?;
+        match matrix(x.1).1 == inner && bias.1.shape().elem_count() == n {
+            true => cuda::linear(x, weight, bias),
+            false => Err(mismatch(x.1, weight.1, "linear")),
+        }
+    });
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -157,6 +167,11 @@ impl CustomOp2 for LinearT {
         })
     }
 
+    on_gpu!(self, x, weight => match matrix(x.1).1 == weight.1.shape().dims2()?.1 {
+        true => cuda::linear_t(x, weight),
+        false => Err(mismatch(x.1, weight.1, "linear-t")),
+    });
+
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
         let to_x = if x.track_op() {
@@ -182,6 +197,8 @@ impl CustomOp2 for Product {
             Ok((T::to_cpu_storage_owned(out), Shape::from((m, n))))
         })
     }
+
+    on_gpu!(self, a, b => cuda::matrices(a, self.transposed, b, self.shape(a.1, b.1)?));
 }
 
 /// Adds the product to a tensor.
@@ -208,6 +225,11 @@ impl InplaceOp3 for Product {
             other => Err(wrong_dtype(other, "add-product")),
         }
     }
+
+    on_gpu!(self, mut sum, a, b => match sum.1.shape().dims2()? == self.shape(a.1, b.1)? {
+        true => cuda::add_matrices(sum, a, self.transposed, b),
+        false => Err(mismatch(sum.1, a.1, "add-product")),
+    });
 }
 
 impl Product {
@@ -253,4 +275,6 @@ impl CustomOp1 for SumRows {
             Ok((T::to_cpu_storage_owned(out), Shape::from(d)))
         })
     }
+
+    on_gpu!(self, x => cuda::sum_rows(x));
 }

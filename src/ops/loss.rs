@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::real::{Real, for_real, max_of, slice, sum_of, vectorised};
-use super::{in_real, rows};
+use super::{in_real, on_gpu, rows};
 
 /// A target that is not scored: padding, or the position after the last token.
 pub const IGNORE: u32 = u32::MAX;
@@ -57,6 +59,8 @@ impl CustomOp1 for CrossEntropy {
         })
     }
 
+    on_gpu!(self, logits => cuda::cross_entropy(logits, &self.targets));
+
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let op = CrossEntropyGrad { targets: self.targets.clone() };
         Ok(Some(logits.apply_op2_no_bwd(&grad.contiguous()?, &op)?))
@@ -97,4 +101,6 @@ impl CustomOp2 for CrossEntropyGrad {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, logits, grad => cuda::cross_entropy_grad(logits, grad, &self.targets));
 }

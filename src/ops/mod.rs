@@ -7,6 +7,8 @@
 mod adamw;
 mod add;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod embedding;
 mod gelu;
 pub(crate) mod gemm;
@@ -33,9 +35,93 @@ pub use region::{read_region, write_region};
 pub(crate) use sum::finite;
 pub use sum::{all_finite, sum_of_squares};
 
-/// The type that an operation on `x` computes in.
+/// What an operation does on a GPU: `on_gpu!(self, x, y => …)` beside its `cpu_fwd`, with every tensor as storage and layout;
+/// `on_gpu!(self, mut x, y => …)` for one that changes x.
+macro_rules! on_gpu {
+    ($this:ident, $a:ident => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(&$this, s1: &candle_core::CudaStorage, l1: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+            let $a = (s1, l1);
+            $body
+        }
+    };
+    ($this:ident, $a:ident, $b:ident => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(
+            &$this,
+            s1: &candle_core::CudaStorage,
+            l1: &Layout,
+            s2: &candle_core::CudaStorage,
+            l2: &Layout,
+        ) -> Result<(candle_core::CudaStorage, Shape)> {
+            let ($a, $b) = ((s1, l1), (s2, l2));
+            $body
+        }
+    };
+    ($this:ident, $a:ident, $b:ident, $c:ident => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(
+            &$this,
+            s1: &candle_core::CudaStorage,
+            l1: &Layout,
+            s2: &candle_core::CudaStorage,
+            l2: &Layout,
+            s3: &candle_core::CudaStorage,
+            l3: &Layout,
+        ) -> Result<(candle_core::CudaStorage, Shape)> {
+            let ($a, $b, $c) = ((s1, l1), (s2, l2), (s3, l3));
+            $body
+        }
+    };
+    ($this:ident, mut $a:ident, $b:ident => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(
+            &$this,
+            s1: &mut candle_core::CudaStorage,
+            l1: &Layout,
+            s2: &candle_core::CudaStorage,
+            l2: &Layout,
+        ) -> Result<()> {
+            let ($a, $b) = ((&*s1, l1), (s2, l2));
+            $body
+        }
+    };
+    ($this:ident, mut $a:ident, $b:ident, $c:ident => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(
+            &$this,
+            s1: &mut candle_core::CudaStorage,
+            l1: &Layout,
+            s2: &candle_core::CudaStorage,
+            l2: &Layout,
+            s3: &candle_core::CudaStorage,
+            l3: &Layout,
+        ) -> Result<()> {
+            let ($a, $b, $c) = ((&*s1, l1), (s2, l2), (s3, l3));
+            $body
+        }
+    };
+}
+pub(crate) use on_gpu;
+
+/// The type that an operation on `x` computes in: what its values are on a GPU, whose kernels widen them one by one.
 fn real_dtype(x: &Tensor) -> DType {
-    if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    match x.dtype() {
+        dtype if x.device().is_cuda() => dtype,
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
+/// Tensors of 16 bits as f32, in which sums are kept; others as they are.
+fn wide<const N: usize>(all: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut out = all.map(Tensor::clone);
+    for x in &mut out {
+        if x.dtype() != DType::F64 {
+            *x = x.to_dtype(DType::F32)?;
+        }
+    }
+    Ok(out)
 }
 
 /// Applies `f` in the type it computes in, and returns in the type of `x`.

@@ -2,8 +2,10 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::real::{Real, for_real, slice, sum_of, sum_of2, vectorised};
-use super::{in_real, rows};
+use super::{in_real, on_gpu, rows};
 
 /// √(var(x) + eps) of every row, with the biased variance: `[.., d]` → `[.., 1]`.
 pub fn norm_scale(x: &Tensor, eps: f64) -> Result<Tensor> {
@@ -82,11 +84,14 @@ impl CustomOp1 for Scale {
         })
     }
 
+    on_gpu!(self, x => cuda::norm_scale(x, self.eps));
+
     /// ds/dx = (x − mean) / (d·s).
     fn bwd(&self, x: &Tensor, s: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let d = x.dim(D::Minus1)? as f64;
+        let (d, dtype) = (x.dim(D::Minus1)? as f64, x.dtype());
+        let [x, s, grad] = super::wide([x, s, grad])?;
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        Ok(Some(centred.broadcast_mul(&(grad / s)?)?.affine(1.0 / d, 0.0)?))
+        Ok(Some(centred.broadcast_mul(&(grad / s)?)?.affine(1.0 / d, 0.0)?.to_dtype(dtype)?))
     }
 }
 
@@ -115,11 +120,15 @@ impl CustomOp2 for Normalize {
         })
     }
 
+    on_gpu!(self, x, s => cuda::normalize(x, s));
+
     /// dn/dx = (g − mean(g)) / s; dn/ds = −Σ g·n / s.
     fn bwd(&self, _x: &Tensor, s: &Tensor, n: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let to_x = grad.broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?.broadcast_div(s)?;
-        let to_s = (grad * n)?.sum_keepdim(D::Minus1)?.neg()?.div(s)?;
-        Ok((Some(to_x), Some(to_s)))
+        let dtype = n.dtype();
+        let [s, n, grad] = super::wide([s, n, grad])?;
+        let to_x = grad.broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?.broadcast_div(&s)?;
+        let to_s = (&grad * &n)?.sum_keepdim(D::Minus1)?.neg()?.div(&s)?;
+        Ok((Some(to_x.to_dtype(dtype)?), Some(to_s.to_dtype(dtype)?)))
     }
 }
 
@@ -154,6 +163,8 @@ impl CustomOp3 for Affine {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, x, gain, bias => cuda::affine(x, gain, bias));
 
     fn bwd(
         &self,
@@ -210,6 +221,8 @@ impl CustomOp3 for LayerNorm {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, x, gain, bias => cuda::layer_norm(x, gain, bias, self.eps));
 
     fn bwd(
         &self,
@@ -275,4 +288,6 @@ impl CustomOp3 for LayerNormGrad {
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, grad, x, gain => cuda::layer_norm_grad(grad, x, gain, self.eps));
 }

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::in_real;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::real::{Real, for_real, slice};
+use super::{in_real, on_gpu};
 
 /// `value` with the box `region` (one range per dimension) replaced by `part`, everything else to the bit.
 pub fn write_region(value: &Tensor, part: &Tensor, region: &[Range<usize>]) -> Result<Tensor> {
@@ -25,6 +27,20 @@ struct Write {
 }
 
 impl Write {
+    fn check(&self, value: &Layout, part: &Layout) -> Result<()> {
+        let dims = value.shape().dims();
+        let fits = self.region.len() == dims.len()
+            && !dims.is_empty()
+            && self.region.iter().zip(dims).all(|(range, &dim)| range.end <= dim)
+            && self.region.iter().map(Range::len).eq(part.shape().dims().iter().copied());
+        match fits {
+            true => Ok(()),
+            false => {
+                candle_core::bail!("write-region: {:?} into {:?} at {:?}", part.shape(), value.shape(), self.region)
+            }
+        }
+    }
+
     fn copy<T: Real>(&self, out: &mut [T], dims: &[usize], part: &[T]) {
         let inner: usize = dims[1..].iter().product();
         let part_inner: usize = self.region[1..].iter().map(Range::len).product();
@@ -44,20 +60,19 @@ impl CustomOp2 for Write {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.check(l1, l2)?;
         let dims = l1.shape().dims();
-        let fits = self.region.len() == dims.len()
-            && !dims.is_empty()
-            && self.region.iter().zip(dims).all(|(range, &dim)| range.end <= dim)
-            && self.region.iter().map(Range::len).eq(l2.shape().dims().iter().copied());
-        if !fits {
-            candle_core::bail!("write-region: {:?} into {:?} at {:?}", l2.shape(), l1.shape(), self.region)
-        }
         for_real!(s1, "write-region", T => {
             let mut out = slice::<T>(s1, l1, "write-region")?.to_vec();
             self.copy(&mut out, dims, slice::<T>(s2, l2, "write-region")?);
             Ok((T::to_cpu_storage_owned(out), l1.shape().clone()))
         })
     }
+
+    on_gpu!(self, value, part => {
+        self.check(value.1, part.1)?;
+        cuda::write_region(value, part, &self.region)
+    });
 
     fn bwd(
         &self,

@@ -10,6 +10,10 @@ const PIECE: usize = 1 << 16;
 
 /// Σ x², in f64 over pieces in f32.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(found) = on_device(x, super::cuda::sum_of_squares)? {
+        return Ok(found);
+    }
     whole(
         x,
         |storage, layout| for_real!(storage, "sum-of-squares", T => Ok(squares(slice::<T>(storage, layout, "sum-of-squares")?))),
@@ -18,10 +22,28 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
 
 /// Whether no element is NaN or infinite.
 pub fn all_finite(x: &Tensor) -> Result<bool> {
+    #[cfg(feature = "cuda")]
+    if let Some(found) = on_device(x, super::cuda::all_finite)? {
+        return Ok(found);
+    }
     whole(
         x,
         |storage, layout| for_real!(storage, "all-finite", T => Ok(finite(slice::<T>(storage, layout, "all-finite")?))),
     )
+}
+
+/// What a kernel says of a tensor on a GPU; none for one that is elsewhere.
+#[cfg(feature = "cuda")]
+fn on_device<R>(x: &Tensor, f: impl FnOnce(super::cuda::Given<'_>) -> Result<R>) -> Result<Option<R>> {
+    if !x.device().is_cuda() || x.elem_count() == 0 {
+        return Ok(None);
+    }
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => f((storage, layout)).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Hands over all elements, on the CPU, side by side and in the type that is computed in.

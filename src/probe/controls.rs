@@ -52,6 +52,7 @@ mod tests {
             label: label.to_string(),
             group: i.to_string(),
             control: word.to_string(),
+            text: None,
         };
         Labelled::new(Kind::Classes, &words.iter().zip(labels).enumerate().map(row).collect::<Vec<_>>()).unwrap()
     }

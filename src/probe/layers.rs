@@ -73,6 +73,8 @@ pub struct Studied {
     pub kept: Vec<Kept>,
     /// The first split.
     pub split: Split,
+    /// How they were fitted, but for the penalty, which each has of its own.
+    pub fitting: Fitting,
 }
 
 /// Fits a probe per site and split, and judges it on groups that it never saw: columns `probe`, `site`, `layer`, `split`, `seed`,
@@ -143,7 +145,7 @@ pub fn layers(
         first.get_or_insert(split);
     }
     let split = first.ok_or_else(|| Error::Bug("no split".into()))?;
-    Ok(Studied { frame: table.frame()?, kept, split })
+    Ok(Studied { frame: table.frame()?, kept, split, fitting: options.fitting.clone() })
 }
 
 fn check(study: &Study<'_>, options: &Options) -> Result<()> {

@@ -42,7 +42,7 @@ pub struct Saved {
     pub classes: Option<Vec<String>>,
     /// A probe per site, with its scores on what it was not fitted on.
     pub kept: Vec<Kept>,
-    /// Hashes of the groups that they were fitted on.
+    /// Hashes of the groups and of the texts that they were fitted on.
     learned: BTreeSet<String>,
 }
 
@@ -82,16 +82,17 @@ struct Entry {
 
 const FORMAT: &str = "interp probes 1";
 
-/// What a group is known by.
-fn mark(group: &str) -> String {
-    weights::sha256_of(group.as_bytes())[..16].to_string()
+/// What a group or a text is known by.
+fn short(name: &str) -> String {
+    weights::sha256_of(name.as_bytes())[..16].to_string()
 }
 
 impl Saved {
     /// The probes that a study found.
     pub fn of(study: &Study<'_>, studied: &Studied) -> Self {
         let rows = study.rows;
-        let learned = studied.split.train.iter().map(|row| mark(&rows.group_names[rows.groups[*row] as usize]));
+        let groups = studied.split.train.iter().map(|row| &rows.group_names[rows.groups[*row] as usize]);
+        let texts = studied.split.train.iter().filter_map(|row| rows.texts[*row].as_ref());
         Self {
             name: study.name.to_string(),
             classes: match &rows.labels {
@@ -99,13 +100,13 @@ impl Saved {
                 Labels::Values(_) => None,
             },
             kept: studied.kept.clone(),
-            learned: learned.collect(),
+            learned: groups.chain(texts).map(|name| short(name)).collect(),
         }
     }
 
-    /// Whether the probes were fitted on rows of the same group.
+    /// Whether the probes were fitted on rows of the same group, or of the same text.
     pub fn learned_from(&self, row: &Row) -> bool {
-        self.learned.contains(&mark(&row.group))
+        [Some(&row.group), row.text.as_ref()].into_iter().flatten().any(|name| self.learned.contains(&short(name)))
     }
 
     /// The probe that did best on what it was not fitted on, the first of equals.

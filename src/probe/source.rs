@@ -6,7 +6,7 @@ use polars::prelude::*;
 
 use crate::dataset::documents::{Content, Documents};
 use crate::error::{Error, Result};
-use crate::labelled::Row;
+use crate::labelled::{Row, mark};
 use crate::text::{Encoding, Tokenizer};
 use crate::tokens::Tokens;
 
@@ -68,6 +68,8 @@ pub fn from_documents(
         let mut own = document.labels.into_iter().map(|label| match label {
             serde_json::Value::Null => Err(Error::request(format!("document {i} has no label"))),
             serde_json::Value::String(text) => Ok(text),
+            // As a column of numbers has it, in a dataset: 1.0 is 1.
+            serde_json::Value::Number(x) if x.is_f64() => Ok(x.as_f64().unwrap_or(f64::NAN).to_string()),
             other => Ok(other.to_string()),
         });
         let label = own.next().ok_or_else(|| Error::request("documents without labels teach a probe nothing"))??;
@@ -88,6 +90,7 @@ pub fn from_documents(
                 label: label.clone(),
                 group: group.clone(),
                 control,
+                text: Some(mark(&ids[start..])),
             });
         }
     }
@@ -105,8 +108,7 @@ impl Groups {
     /// The group of a document: the one that is given, or the text itself. What is learned from a text must not be tested on
     /// it, so it has one group.
     fn of(&mut self, ids: &[u32], given: Option<String>, document: usize) -> Result<String> {
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let group = given.unwrap_or_else(|| format!("text {}", crate::weights::sha256_of(&bytes)));
+        let group = given.unwrap_or_else(|| mark(ids));
         let (first, known) = self.known.entry(ids.to_vec()).or_insert((document, group.clone()));
         match *known == group {
             true => Ok(group),
@@ -120,10 +122,12 @@ impl Groups {
 }
 
 /// Rows of a dataset's identity columns, and which of the dataset's rows they are. Without a `group` every text is one, as in
-/// [`from_documents`]; `whole` says that the dataset has all tokens of its documents.
+/// [`from_documents`]; `whole` says that the dataset has all tokens of its documents, without which texts and their ends cannot be
+/// told.
 ///
 /// # Errors
-/// [`Error::Request`] for a column that is not there or has gaps, or for a text that is in two groups.
+/// [`Error::Request`] for a column that is not there or has gaps, for a text that is in two groups, and without a group or for the
+/// first or last token of texts that are not whole.
 pub fn from_identity(
     identity: &DataFrame,
     (label, group): (&str, Option<&str>),
@@ -143,36 +147,39 @@ pub fn from_identity(
         };
         (0..identity.height()).map(text).collect()
     };
+    if !whole && (group.is_none() || *at != At::All) {
+        return Err(Error::request(
+            "the dataset has some tokens of its texts only (--sample, --skip-first-token or --max-tokens): give --group, and --at all",
+        ));
+    }
     let labels = column(label)?;
     let given = group.map(column).transpose()?;
     let u32s = |name: &str| -> Result<Vec<u32>> { Ok(identity.column(name)?.u32()?.into_no_null_iter().collect()) };
     let (prompt, pos, token, document) = (u32s("prompt")?, u32s("pos")?, u32s("token_id")?, u32s("document")?);
-    // Rows of a prompt may be anywhere in a dataset that was shuffled.
+    // Rows may be anywhere in a dataset that was shuffled, and a long text in several sequences.
     let mut order: Vec<usize> = (0..prompt.len()).collect();
     order.sort_by_key(|row| (prompt[*row], pos[*row]));
-    let starts = |own: &[usize]| usize::from(pos[own[0]] == 0 && start == Some(token[own[0]]));
-    let prompts = || order.chunk_by(|a, b| prompt[*a] == prompt[*b]);
-    let mut texts: BTreeMap<u32, (usize, Vec<u32>)> = BTreeMap::new();
-    for own in prompts() {
-        for &row in &own[starts(own)..] {
-            texts.entry(document[row]).or_insert((row, Vec::new())).1.push(token[row]);
-        }
-    }
-    let (mut groups, mut known) = (BTreeMap::new(), Groups::default());
-    for (document, (row, ids)) in texts {
-        let given = given.as_ref().map(|given| given[row].clone());
-        let group = match given {
-            // Other tokens of two documents may differ where these do not.
-            Some(given) if !whole => given,
-            given => known.of(&ids, given, document as usize)?,
-        };
-        groups.insert(document, group);
-    }
+    order.retain(|row| !(pos[*row] == 0 && start == Some(token[*row]))); // what starts a sequence is none of the text
+    order.sort_by_key(|row| document[*row]);
+    let mut known = Groups::default();
     let (mut chosen, mut rows) = (Vec::new(), Vec::new());
-    for own in prompts() {
-        for &row in own.get(at.positions(starts(own), own.len())).unwrap_or_default() {
-            let (label, group) = (labels[row].clone(), groups.get(&document[row]).cloned().unwrap_or_default());
-            rows.push(Row { prompt: prompt[row], pos: pos[row], label, group, control: token[row].to_string() });
+    for own in order.chunk_by(|a, b| document[*a] == document[*b]) {
+        let ids: Vec<u32> = own.iter().map(|row| token[*row]).collect();
+        let given = given.as_ref().map(|given| given[own[0]].clone());
+        let group = match given {
+            // Other tokens of two texts may differ where these do not.
+            Some(given) if !whole => given,
+            given => known.of(&ids, given, document[own[0]] as usize)?,
+        };
+        for &row in own.get(at.positions(0, own.len())).unwrap_or_default() {
+            rows.push(Row {
+                prompt: prompt[row],
+                pos: pos[row],
+                label: labels[row].clone(),
+                group: group.clone(),
+                control: token[row].to_string(),
+                text: whole.then(|| mark(&ids)),
+            });
             chosen.push(row);
         }
     }

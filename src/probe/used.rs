@@ -3,7 +3,7 @@
 //!
 //! That labels can be read at a site says nothing of whether the model reads them (Elazar et al. 2021, "Amnesic Probing",
 //! arXiv:2006.00995; Belinkov 2022, arXiv:2102.12452). So the activation that the probe reads is moved, the model goes on from
-//! there, and its answer is measured; beside it a move of the same kind and length along directions that mean nothing.
+//! there, and its answer is measured; beside it the same is done along directions that mean nothing.
 
 use candle_core::{Device, Tensor};
 use ndarray::{Array2, Axis};
@@ -55,9 +55,12 @@ struct Move {
 /// - `removed`: moved along the probe's directions to where the mean of all rows is, so that it reads nothing
 /// - `flipped`: moved through the boundary of two classes to the same distance beyond it, so that it reads the other
 /// - `mean_removed`, `mean_flipped`: the same along the difference of the means of classes; moved by all of it, to the other
-/// - `random_removed`, `random_flipped`: random directions taken out, as many; moved as far in a random direction
+/// - `random_removed`: random directions taken out, as many as the probe has
+/// - `random_flipped`, `random_mean_flipped`: moved as far as by `flipped` and `mean_flipped`, each row to the same side as there, along
+///   a random direction
 ///
-/// and `metric` one of `logit_diff` (mean over prompts; `logit_diff_low` and `_high` are where 95 % of resampled means lie),
+/// and `metric` one of `logit_diff` (mean over prompts, and over draws of random directions; `logit_diff_low` and `_high` are where 95 %
+/// of means over resampled prompts lie),
 /// `answered` (the share of prompts whose answer is ahead), `kl` (from the clean distribution, nats), and for what was removed
 /// the score of a new probe that is fitted on what is left. Each is moved at the site and at the token that the probe reads only.
 ///
@@ -95,29 +98,21 @@ pub fn used(
         positions: chosen.iter().map(|row| rows.pos[*row] as usize).collect(),
         targets: chosen.iter().map(|row| &targets[rows.prompt[*row] as usize]).collect(),
     };
-    let clean = asked.logits(None)?;
+    let clean = [asked.logits(None)?];
     let all = study.sites.len();
     for (i, (site, kept)) in study.sites.iter().zip(&studied.kept).enumerate() {
         if takes_directions(*site) {
             let at = (study.name, *site);
-            table.push(at, ("clean", trial.seed), asked.answers(&clean, &clean, trial.seed));
+            table.push(at, ("clean", trial.seed), asked.answers(&clean, &clean[0], trial.seed));
             let work = Work { study, studied, kept, x: &study.features[i], chosen: &chosen, trial };
             for (split, scores) in work.left()? {
                 table.push(at, (split, trial.seed), scores);
             }
             for moves in work.moves()? {
-                // Of several draws the mean.
-                let mut sums: Vec<Score> = Vec::new();
-                for own in &moves {
-                    let moved = asked.answers(&asked.logits(Some((*site, &own.by)))?, &clean, trial.seed);
-                    match sums.is_empty() {
-                        true => sums = moved,
-                        false => sums.iter_mut().zip(moved).for_each(|(sum, (_, value))| sum.1 += value),
-                    }
-                }
-                sums.iter_mut().for_each(|(_, value)| *value /= moves.len() as f64);
+                let logits =
+                    moves.iter().map(|own| asked.logits(Some((*site, &own.by)))).collect::<Result<Vec<_>>>()?;
                 if let Some(first) = moves.first() {
-                    table.push(at, (first.split, trial.seed), sums);
+                    table.push(at, (first.split, trial.seed), asked.answers(&logits, &clean[0], trial.seed));
                 }
             }
         }
@@ -159,24 +154,26 @@ impl Asked<'_> {
         Ok(all)
     }
 
-    fn answers(&self, logits: &[Vec<f32>], clean: &[Vec<f32>], seed: u64) -> Vec<Score> {
-        let of = |metric: Metric| -> Vec<f64> {
-            logits
-                .iter()
-                .zip(clean)
-                .zip(&self.targets)
-                .map(|((logits, clean), target)| metric.of(logits, clean, target))
-                .collect()
-        };
-        let ahead = of(Metric::LogitDiff);
-        let interval = bootstrap(&ahead, seed);
+    /// What is answered, over prompts and over draws of one kind of move.
+    fn answers(&self, draws: &[Vec<Vec<f32>>], clean: &[Vec<f32>], seed: u64) -> Vec<Score> {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        // Per prompt, a value per draw.
+        let of = |metric: Metric| -> Vec<Vec<f64>> {
+            let each = |(i, target): (usize, &&Target)| {
+                draws.iter().map(|logits| metric.of(&logits[i], &clean[i], target)).collect()
+            };
+            self.targets.iter().enumerate().map(each).collect()
+        };
+        let means = |values: &[Vec<f64>]| values.iter().map(|own| mean(own)).collect::<Vec<_>>();
+        let (ahead, kl) = (of(Metric::LogitDiff), of(Metric::Kl));
+        let interval = bootstrap(&means(&ahead), seed);
+        let answered = ahead.concat().iter().filter(|x| **x > 0.0).count() as f64 / ahead.concat().len() as f64;
         vec![
             ("logit_diff", interval.mean),
             ("logit_diff_low", interval.low),
             ("logit_diff_high", interval.high),
-            ("answered", ahead.iter().filter(|x| **x > 0.0).count() as f64 / ahead.len() as f64),
-            ("kl", mean(&of(Metric::Kl))),
+            ("answered", answered),
+            ("kl", mean(&means(&kl))),
         ]
     }
 }
@@ -233,19 +230,19 @@ impl Work<'_> {
         if between.dimensions() > 0 {
             all.push(vec![self.removal("mean_removed", &between)]);
         }
-        if let Some(flip) = self.flip()? {
-            let lengths: Vec<f64> = flip.by.iter().map(|by| dot(by, by).sqrt()).collect();
+        for (flip, split) in [(self.flip()?, "random_flipped"), (self.mean_flip(), "random_mean_flipped")] {
+            let Some(flip) = flip else { continue };
+            // Rows that go one way along the first row's line go the same way at random, the others the other.
+            let towards = flip.by.first().cloned().unwrap_or_default();
+            let lengths: Vec<f64> = flip.by.iter().map(|by| dot(by, by).sqrt() * dot(by, &towards).signum()).collect();
             let away = |_| {
                 let direction: Vec<f64> = (0..self.x.ncols()).map(|_| normal(&mut rng)).collect();
                 let size = dot(&direction, &direction).sqrt();
                 let by = lengths.iter().map(|length| direction.iter().map(|x| x * length / size).collect()).collect();
-                Move { split: "random_flipped", by }
+                Move { split, by }
             };
-            let random: Vec<Move> = draws.map(away).collect();
+            let random: Vec<Move> = draws.clone().map(away).collect();
             all.extend([vec![flip], random]);
-        }
-        if let Some(flip) = self.mean_flip() {
-            all.push(vec![flip]);
         }
         all.retain(|moves| !moves.is_empty());
         Ok(all)
@@ -287,12 +284,16 @@ impl Work<'_> {
                 let by = space.removal(&row.to_vec(), probe.center());
                 row.iter_mut().zip(by).for_each(|(x, by)| *x = (f64::from(*x) + by) as f32);
             }
-            let fitting = super::Fitting { alpha: probe.alpha, ..Default::default() };
+            let fitting = super::Fitting { alpha: probe.alpha, ..self.studied.fitting.clone() };
             let labels = &self.study.rows.labels;
             let again: Probe = fitting.fit(x.view(), labels, &self.studied.split.train)?;
-            if again.converged() {
-                all.push((split, judge(&again, x.view(), labels, &self.studied.split.test)?));
+            if !again.converged() {
+                return Err(Error::request(format!(
+                    "the probe of what is left at {} did not converge in {} iterations; raise --max-iterations or --alpha",
+                    self.kept.site, fitting.max_iterations
+                )));
             }
+            all.push((split, judge(&again, x.view(), labels, &self.studied.split.test)?));
         }
         Ok(all)
     }

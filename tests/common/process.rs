@@ -31,6 +31,9 @@ impl Interp {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_interp"));
         command.current_dir(dir.path()).env_clear().env("HOME", dir.path()).env("HF_HUB_OFFLINE", "1");
+        if let Some(libraries) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         Self { command, dir, stdin: None }
     }
 
@@ -149,6 +152,11 @@ impl Interp {
     }
 
     pub fn run(mut self) -> Outcome {
+        // Bits are compared with the library's on the CPU, also where there is a GPU.
+        let named = self.command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
+        if cfg!(feature = "cuda") && !named && self.command.get_args().len() > 0 {
+            self.command.args(["--device", "cpu"]);
+        }
         let start = Instant::now();
         self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());

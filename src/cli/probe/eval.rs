@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use interp::labelled::{Labelled, Row};
+use interp::labelled::{Kind, Labelled, Row};
 use interp::probe::saved::{self, Saved};
 use interp::probe::{self, Evaluated, Kept};
 use interp::{Error, Plan, Result, Site, figure};
@@ -36,6 +36,12 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let opened = args.source.open(source, &mut bench, global)?;
     let all = saved::load(&args.dir, bench.config(), &opened.stamp)?;
     let saved = chosen(&all, args.probe.as_deref(), &opened.name)?;
+    if (opened.kind == Kind::Value) != saved.classes.is_none()
+        && (opened.kind == Kind::Value || args.source.tasks.len() == 1)
+    {
+        let (probes, labels) = if saved.classes.is_some() { ("classes", "numbers") } else { ("numbers", "classes") };
+        return Err(request(format!("the probes of `{}` predict {probes}, and the labels are {labels}", saved.name)));
+    }
     let kept = at_sites(saved, &args.site, bench.config().n_layer)?;
     let sites: Vec<Site> = kept.iter().map(|kept| kept.site).collect();
     let report = Report::begin("probe-eval", global, &format!("{} {}", saved.name, args.source.name()))?;
@@ -53,7 +59,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         note(
             global.quiet,
             &format!(
-                "note: {learned} of {} rows are left out: the probes were fitted on their groups",
+                "note: {learned} of {} rows are left out: the probes were fitted on their groups or texts",
                 given.rows.len()
             ),
         );

@@ -224,7 +224,7 @@ fn task(name: &str) -> Result<Task> {
 }
 
 /// A file's name without its folder and ending.
-fn short(name: &str) -> String {
+pub fn short(name: &str) -> String {
     Path::new(name).file_stem().map_or_else(|| name.to_string(), |stem| stem.to_string_lossy().into_owned())
 }
 

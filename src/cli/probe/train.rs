@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::super::args::Global;
 use super::super::bench::Bench;
-use super::super::note;
 use super::super::report::{How, Outcome, Report, bar, counted};
+use super::super::{note, request};
 use super::source;
 
 #[derive(clap::Args, Debug)]
@@ -47,6 +47,10 @@ const DRAWS: u64 = 2;
 
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let sources = args.source.sources()?;
+    let names: Vec<String> = args.source.tasks.iter().map(|name| source::short(name)).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(request(format!("there are two tasks `{}`: probes are kept by these names", twice.1)));
+    }
     let mut bench = Bench::open(global)?;
     let mut options = Options {
         alphas: args.alpha.clone(),
@@ -60,7 +64,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let untrained = if args.no_random_model || args.source.data.is_some() {
         None
     } else {
-        Some(Gpt2::new(bench.config().clone(), initial::draw(bench.config(), global.seed))?)
+        let draw = initial::draw(bench.config(), global.seed);
+        let like = |name: &str| Ok(draw(name)?.to_device(bench.model.device())?.to_dtype(bench.dtype)?);
+        Some(Gpt2::new(bench.config().clone(), like)?)
     };
     if args.source.data.is_some() && !args.no_random_model {
         note(
@@ -160,13 +166,14 @@ fn summary(all: &Summary) -> String {
 
 /// What the model answers without what the probes read, if it was asked.
 fn causal(all: &Summary, name: &str) -> Vec<String> {
-    const MOVES: [(&str, &str); 6] = [
+    const MOVES: [(&str, &str); 7] = [
         ("clean", "clean"),
         ("removed", "removed"),
         ("random_removed", "random"),
         ("flipped", "flipped"),
         ("random_flipped", "random"),
         ("mean_flipped", "means swapped"),
+        ("random_mean_flipped", "random"),
     ];
     let there: Vec<_> = MOVES.iter().filter(|(split, _)| all.get(name, split, "logit_diff").is_some()).collect();
     if there.is_empty() {

@@ -1,0 +1,135 @@
+//! Where to compute.
+
+use candle_core::Device;
+
+use crate::error::{Error, Result, shorten};
+
+/// The device of a name: `cpu`; `cuda`, the first GPU, or `cuda:N`; `auto`, the first GPU if [`open`] opens it, else the CPU.
+///
+/// # Errors
+/// [`Error::Request`] for another name, [`Error::Unavailable`] for a GPU that is not there, or for any in a build without the
+/// feature `cuda`.
+pub fn open(name: &str) -> Result<Device> {
+    let (kind, number) = name.split_once(':').map_or((name, None), |(kind, number)| (kind, Some(number)));
+    match (kind, number.map(str::parse::<usize>)) {
+        ("cpu", None) => Ok(Device::Cpu),
+        ("auto", None) => Ok(open_cuda(0).unwrap_or(Device::Cpu)),
+        ("cuda", None) => open_cuda(0),
+        ("cuda", Some(Ok(number))) => open_cuda(number),
+        _ => Err(Error::request(format!("`{}` is no device; there are auto, cpu and cuda[:N]", shorten(name)))),
+    }
+}
+
+/// A device by the name that [`open`] takes.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        _ => "cpu".into(),
+    }
+}
+
+/// Lets products of f32 matrices on a GPU round their input to TF32, ten bits of mantissa: several times as fast, and no longer
+/// right to 1e-4.
+///
+/// # Errors
+/// [`Error::Request`] for a device that has no such mode.
+pub fn allow_tf32(device: &Device) -> Result<()> {
+    if !device.is_cuda() {
+        return Err(Error::request("TF32 is a mode of NVIDIA GPUs; leave --tf32 out, or give --device cuda"));
+    }
+    #[cfg(feature = "cuda")]
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(true);
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Device> {
+    Err(Error::Unavailable(
+        "this build has no CUDA; use --device cpu, or build with --features cuda where nvcc is installed".into(),
+    ))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device> {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+
+    let gone = |e: String| {
+        Error::Unavailable(format!("there is no GPU cuda:{number} to compute on ({}); use --device cpu", shorten(&e)))
+    };
+    // A stream of its own, the same for all threads: candle's usual one is another for every thread of the host.
+    let device = Device::new_cuda_with_stream(number).map_err(|e| gone(e.to_string()))?;
+    let cuda = device.as_cuda_device().map_err(|e| gone(e.to_string()))?;
+    let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    let major = cuda.cuda_stream().context().attribute(major).map_err(|e| gone(e.to_string()))?;
+    if major < 8 {
+        return Err(gone(format!("its compute capability is {major}, of those that are supported the least is 8")));
+    }
+    // SAFETY: all work of the device is on its one stream, in the order of calls, so that nothing has to be recorded for
+    // others to wait for; and an attribute of a pool is set by a pointer to a number that outlives the call.
+    #[allow(unsafe_code)]
+    unsafe {
+        cuda.disable_event_tracking();
+        // Memory that is freed stays with the process: asking for it again costs more than any kernel here.
+        let mut keep = u64::MAX;
+        let context = cuda.cuda_stream().context().cu_device();
+        let pool = result::device::get_default_mem_pool(context).map_err(|e| gone(e.to_string()))?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast()).map_err(|e| gone(e.to_string()))?;
+    }
+    Ok(device)
+}
+
+/// What a device is, for people: its name, capability, and free and whole memory in bytes; none for the CPU.
+///
+/// # Errors
+/// [`Error::Unavailable`] for a GPU that does not answer.
+pub fn describe(device: &Device) -> Result<Option<Description>> {
+    #[cfg(feature = "cuda")]
+    if let Ok(cuda) = device.as_cuda_device() {
+        use candle_core::cuda_backend::cudarc::driver::{result, sys::CUdevice_attribute};
+        let fault = |e: result::DriverError| Error::Unavailable(e.to_string());
+        let context = cuda.cuda_stream().context().clone();
+        let of = |attribute| context.attribute(attribute).map_err(fault);
+        let (free, memory) = result::mem_get_info().map_err(fault)?;
+        return Ok(Some(Description {
+            name: context.name().map_err(fault)?,
+            capability: format!(
+                "{}.{}",
+                of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?
+            ),
+            free: free as u64,
+            memory: memory as u64,
+        }));
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// A GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// As its maker calls it.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: String,
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes that it has.
+    pub memory: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        assert_eq!(name(&open("cpu").unwrap()), "cpu");
+        for bad in ["gpu", "cuda:x", "cuda:", "cpu:0", "auto:1", ""] {
+            assert!(matches!(open(bad), Err(Error::Request(_))), "{bad}");
+        }
+        assert!(matches!(open("cuda:99"), Err(Error::Unavailable(_))));
+        assert!(matches!(allow_tf32(&Device::Cpu), Err(Error::Request(_))));
+    }
+}

@@ -1,0 +1,426 @@
+// GPT-2's arithmetic on a GPU: the operations of src/ops/, forward and backward.
+//
+// Storage is f32, f64, f16 or bf16; everything is computed, and every sum is kept, in f32 (f64 for f64). Sums run in a fixed order,
+// so that the same input gives the same bits on the same device. Sizes are 64 bits wide: a batch of attention maps has more
+// elements than 32 bits count. Nothing is atomic but a flag.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+template <typename T> struct Real { typedef float type; };
+template <> struct Real<double> { typedef double type; };
+
+__device__ inline float load(float x) { return x; }
+__device__ inline double load(double x) { return x; }
+__device__ inline float load(__half x) { return __half2float(x); }
+__device__ inline float load(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline void store(float *p, float x) { *p = x; }
+__device__ inline void store(double *p, double x) { *p = x; }
+__device__ inline void store(__half *p, float x) { *p = __float2half_rn(x); }
+__device__ inline void store(__nv_bfloat16 *p, float x) { *p = __float2bfloat16_rn(x); }
+
+__device__ inline float root(float x) { return sqrtf(x); }
+__device__ inline double root(double x) { return sqrt(x); }
+__device__ inline float power_of_e(float x) { return expf(x); }
+__device__ inline double power_of_e(double x) { return exp(x); }
+__device__ inline float logarithm(float x) { return logf(x); }
+__device__ inline double logarithm(double x) { return log(x); }
+__device__ inline float normal_cdf(float x) { return 0.5f * erfcf(-x * 0.70710678118654752f); }
+__device__ inline double normal_cdf(double x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
+
+#define EACH(i, n) for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (u64)gridDim.x * blockDim.x)
+
+struct Sum { template <typename A> __device__ static A of(A a, A b) { return a + b; } };
+// NaN wins, as it does on the CPU.
+struct Max { template <typename A> __device__ static A of(A a, A b) { return a > b || a != a ? a : b; } };
+
+// What all threads of a block make of their values together; the number of threads is a multiple of 32.
+template <typename Op, typename A> __device__ A together(A value) {
+    __shared__ A parts[32];
+    for (int step = 16; step > 0; step /= 2) value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, step));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = parts[0];
+    for (u32 i = 1; i < blockDim.x / 32; i++) value = Op::of(value, parts[i]);
+    return value;
+}
+
+template <typename T, typename A> __device__ A mean_of(const T *x, u64 d) {
+    A sum = 0;
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) sum += load(x[i]);
+    return together<Sum>(sum) / (A)d;
+}
+
+// Two passes: the mean of squares less the square of the mean cancels on the rows with huge activations that GPT-2 has.
+template <typename T, typename A> __device__ A scale_of(const T *x, u64 d, A mean, A eps) {
+    A sum = 0;
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
+        A away = load(x[i]) - mean;
+        sum += away * away;
+    }
+    return root(together<Sum>(sum) / (A)d + eps);
+}
+
+// A block per row.
+
+template <typename T> __device__ void norm_scale(const T *x, T *out, u64 d, double eps) {
+    typedef typename Real<T>::type A;
+    const T *row = x + blockIdx.x * d;
+    A s = scale_of<T, A>(row, d, mean_of<T, A>(row, d), (A)eps);
+    if (threadIdx.x == 0) store(out + blockIdx.x, s);
+}
+
+template <typename T> __device__ void normalize(const T *x, const T *scale, T *out, u64 d) {
+    typedef typename Real<T>::type A;
+    const T *row = x + blockIdx.x * d;
+    A mean = mean_of<T, A>(row, d), s = load(scale[blockIdx.x]);
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) store(out + blockIdx.x * d + i, (load(row[i]) - mean) / s);
+}
+
+template <typename T> __device__ void layer_norm(const T *x, const T *gain, const T *bias, T *out, u64 d, double eps) {
+    typedef typename Real<T>::type A;
+    const T *row = x + blockIdx.x * d;
+    A mean = mean_of<T, A>(row, d), s = scale_of<T, A>(row, d, mean, (A)eps);
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
+        A n = (load(row[i]) - mean) / s;
+        store(out + blockIdx.x * d + i, n * load(gain[i]) + load(bias[i]));
+    }
+}
+
+// (h - mean(h) - n mean(h n)) / s with h = g gain and n the normalised row.
+template <typename T> __device__ void layer_norm_grad(const T *grad, const T *x, const T *gain, T *out, u64 d, double eps) {
+    typedef typename Real<T>::type A;
+    const T *row = x + blockIdx.x * d, *g = grad + blockIdx.x * d;
+    A mean = mean_of<T, A>(row, d), s = scale_of<T, A>(row, d, mean, (A)eps);
+    A sum = 0, along = 0;
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
+        A h = load(g[i]) * load(gain[i]);
+        sum += h;
+        along += h * (load(row[i]) - mean);
+    }
+    A mean_h = together<Sum>(sum) / (A)d;
+    along = together<Sum>(along) / (s * s * (A)d);
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
+        A h = load(g[i]) * load(gain[i]);
+        store(out + blockIdx.x * d + i, (h - mean_h - (load(row[i]) - mean) * along) / s);
+    }
+}
+
+template <typename T> __device__ void affine(const T *x, const T *gain, const T *bias, T *out, u64 d, u64 n) {
+    EACH(i, n) store(out + i, load(x[i]) * load(gain[i % d]) + load(bias[i % d]));
+}
+
+template <typename T> __device__ void add_bias(T *x, const T *bias, u64 d, u64 n) {
+    EACH(i, n) store(x + i, load(x[i]) + load(bias[i % d]));
+}
+
+template <typename T> __device__ void add(const T *a, const T *b, T *out, u64 n) {
+    EACH(i, n) store(out + i, load(a[i]) + load(b[i]));
+}
+
+// Which keys a query sees: those up to its own position, but for a hole (first and end per prompt; none for a null pointer).
+__device__ inline u64 reach_of(u64 query, u64 keys, u64 offset) {
+    u64 reach = query + offset + 1;
+    return reach < keys ? reach : keys;
+}
+
+__device__ inline bool in_hole(const u32 *holes, u64 prompt, u64 key) {
+    return holes && key >= holes[2 * prompt] && key < holes[2 * prompt + 1];
+}
+
+// A block per row of [prompt, head, query, key].
+template <typename T>
+__device__ void causal_softmax(const T *scores, T *out, u64 heads, u64 queries, u64 keys, u64 offset, const u32 *holes) {
+    typedef typename Real<T>::type A;
+    u64 r = blockIdx.x, prompt = r / (heads * queries), reach = reach_of(r % queries, keys, offset);
+    const T *row = scores + r * keys;
+    A lowest = -INFINITY, max = lowest, total = 0;
+    for (u64 i = threadIdx.x; i < reach; i += blockDim.x)
+        if (!in_hole(holes, prompt, i)) max = Max::of(max, (A)load(row[i]));
+    max = together<Max>(max);
+    for (u64 i = threadIdx.x; i < reach; i += blockDim.x)
+        if (!in_hole(holes, prompt, i) && max != lowest) total += power_of_e(load(row[i]) - max);
+    total = together<Sum>(total);
+    for (u64 i = threadIdx.x; i < keys; i += blockDim.x) {
+        bool seen = i < reach && !in_hole(holes, prompt, i) && max != lowest;
+        store(out + r * keys + i, seen ? power_of_e(load(row[i]) - max) / total : (A)0);
+    }
+}
+
+// p (g - sum p g) over the keys that are reached; a hole has p = 0.
+template <typename T> __device__ void causal_softmax_grad(const T *p, const T *g, T *out, u64 queries, u64 keys, u64 offset) {
+    typedef typename Real<T>::type A;
+    u64 r = blockIdx.x, reach = reach_of(r % queries, keys, offset);
+    A mean = 0;
+    for (u64 i = threadIdx.x; i < reach; i += blockDim.x) mean += load(p[r * keys + i]) * load(g[r * keys + i]);
+    mean = together<Sum>(mean);
+    for (u64 i = threadIdx.x; i < keys; i += blockDim.x)
+        store(out + r * keys + i, i < reach ? load(p[r * keys + i]) * (load(g[r * keys + i]) - mean) : (A)0);
+}
+
+template <typename T>
+__device__ void hide(T *map, u64 heads, u64 queries, u64 keys, u64 offset, const u32 *holes, double value, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) {
+        u64 key = i % keys, r = i / keys;
+        if (key >= reach_of(r % queries, keys, offset) || in_hole(holes, r / (heads * queries), key)) store(map + i, (A)value);
+    }
+}
+
+template <typename T> __device__ void scale_by(T *x, double factor, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) store(x + i, load(x[i]) * (A)factor);
+}
+
+// [prompt, pos, head, dim] with any strides to [prompt, head, pos, dim].
+template <typename T>
+__device__ void pack(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 s0, u64 s1, u64 s2, u64 n) {
+    EACH(i, n) {
+        u64 at = i % dim, p = i / dim % pos, head = i / (dim * pos) % heads, prompt = i / (dim * pos * heads);
+        out[i] = x[prompt * s0 + p * s1 + head * s2 + at];
+    }
+}
+
+// [prompt, head, pos, dim] to [prompt, pos, head, dim].
+template <typename T> __device__ void unpack(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 n) {
+    EACH(i, n) {
+        u64 at = i % dim, head = i / dim % heads, p = i / (dim * heads) % pos, prompt = i / (dim * heads * pos);
+        out[i] = x[((prompt * heads + head) * pos + p) * dim + at];
+    }
+}
+
+#define SQRT_2_OVER_PI 0.79788456080286535588
+#define CUBIC 0.044715
+
+template <typename A> __device__ A tanh_gate(A x) {
+    A u = (A)(-2 * SQRT_2_OVER_PI) * x * ((A)1 + (A)CUBIC * x * x);
+    return (A)1 / ((A)1 + power_of_e(u));
+}
+
+template <typename T> __device__ void gelu(const T *x, T *out, u32 exact, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) {
+        A v = load(x[i]);
+        store(out + i, v * (exact ? normal_cdf(v) : tanh_gate(v)));
+    }
+}
+
+template <typename T> __device__ void gelu_grad(const T *x, const T *grad, T *out, u32 exact, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) {
+        A v = load(x[i]), slope;
+        if (exact) {
+            slope = normal_cdf(v) + v * (A)0.39894228040143267794 * power_of_e((A)-0.5 * v * v);
+        } else {
+            A s = tanh_gate(v);
+            slope = s + v * s * ((A)1 - s) * (A)(2 * SQRT_2_OVER_PI) * ((A)1 + (A)(3 * CUBIC) * v * v);
+        }
+        store(out + i, (A)load(grad[i]) * slope);
+    }
+}
+
+#define IGNORE 0xffffffffu
+
+template <typename T, typename A> __device__ A max_of(const T *row, u64 n) {
+    A max = -INFINITY;
+    for (u64 i = threadIdx.x; i < n; i += blockDim.x) max = Max::of(max, (A)load(row[i]));
+    return together<Max>(max);
+}
+
+template <typename T, typename A> __device__ A total_of(const T *row, u64 n, A max) {
+    A total = 0;
+    for (u64 i = threadIdx.x; i < n; i += blockDim.x) total += power_of_e(load(row[i]) - max);
+    return together<Sum>(total);
+}
+
+// A block per row of logits.
+template <typename T> __device__ void cross_entropy(const T *logits, const u32 *targets, T *out, u64 vocab) {
+    typedef typename Real<T>::type A;
+    u32 target = targets[blockIdx.x];
+    if (target == IGNORE) {
+        if (threadIdx.x == 0) store(out + blockIdx.x, (A)0);
+        return;
+    }
+    const T *row = logits + blockIdx.x * vocab;
+    A max = max_of<T, A>(row, vocab), total = total_of<T, A>(row, vocab, max);
+    if (threadIdx.x == 0) store(out + blockIdx.x, logarithm(total) - (load(row[target]) - max));
+}
+
+template <typename T>
+__device__ void cross_entropy_grad(const T *logits, const T *grad, const u32 *targets, T *out, u64 vocab) {
+    typedef typename Real<T>::type A;
+    u32 target = targets[blockIdx.x];
+    const T *row = logits + blockIdx.x * vocab;
+    T *to = out + blockIdx.x * vocab;
+    if (target == IGNORE) {
+        for (u64 i = threadIdx.x; i < vocab; i += blockDim.x) store(to + i, (A)0);
+        return;
+    }
+    A g = load(grad[blockIdx.x]);
+    A max = max_of<T, A>(row, vocab), factor = g / total_of<T, A>(row, vocab, max);
+    for (u64 i = threadIdx.x; i < vocab; i += blockDim.x)
+        store(to + i, power_of_e(load(row[i]) - max) * factor - (i == target ? g : (A)0));
+}
+
+// Column sums in two steps: a block adds up `tall` rows of 32 columns, then the parts are added in their order.
+template <typename T> __device__ void sum_rows_parts(const T *x, typename Real<T>::type *parts, u64 rows, u64 d, u64 tall) {
+    typedef typename Real<T>::type A;
+    __shared__ A lanes[8][33];
+    u64 column = (u64)blockIdx.x * 32 + threadIdx.x % 32, lane = threadIdx.x / 32;
+    u64 first = (u64)blockIdx.y * tall, end = first + tall < rows ? first + tall : rows;
+    A sum = 0;
+    if (column < d)
+        for (u64 row = first + lane; row < end; row += 8) sum += load(x[row * d + column]);
+    lanes[lane][threadIdx.x % 32] = sum;
+    __syncthreads();
+    if (lane == 0 && column < d) {
+        for (u32 i = 1; i < 8; i++) sum += lanes[i][threadIdx.x];
+        parts[(u64)blockIdx.y * d + column] = sum;
+    }
+}
+
+template <typename T> __device__ void sum_rows_whole(const typename Real<T>::type *parts, T *out, u64 count, u64 d) {
+    typedef typename Real<T>::type A;
+    EACH(i, d) {
+        A sum = 0;
+        for (u64 part = 0; part < count; part++) sum += parts[part * d + i];
+        store(out + i, sum);
+    }
+}
+
+// A block per row of the table that is met: adds the rows of `x` that are `order[starts[i]..starts[i + 1]]` to row `met[i]`.
+template <typename T>
+__device__ void add_rows(T *table, const T *x, const u32 *met, const u32 *starts, const u32 *order, u64 d) {
+    typedef typename Real<T>::type A;
+    u64 to = met[blockIdx.x];
+    for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
+        A sum = load(table[to * d + i]);
+        for (u32 at = starts[blockIdx.x]; at < starts[blockIdx.x + 1]; at++) sum += load(x[(u64)order[at] * d + i]);
+        store(table + to * d + i, sum);
+    }
+}
+
+template <typename T> __device__ void average(T *m, const T *g, double keep, double scale, u32 square, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) {
+        A x = (A)scale * load(g[i]);
+        store(m + i, (A)keep * load(m[i]) + (A)(1 - keep) * (square ? x * x : x));
+    }
+}
+
+template <typename T>
+__device__ void adam_step(T *p, const T *m, const T *v, double step, double correction, double eps, double decay, u64 n) {
+    typedef typename Real<T>::type A;
+    EACH(i, n) {
+        A away = (A)step * load(m[i]) / (root((A)load(v[i])) * (A)correction + (A)eps);
+        store(p + i, load(p[i]) * (A)decay - away);
+    }
+}
+
+// A box of up to five dimensions into a tensor; leading dimensions that are not there are 1.
+struct Box { u64 size[5], stride[5], start; };
+
+template <typename T> __device__ void write_box(T *out, const T *part, Box box, u64 n) {
+    EACH(i, n) {
+        u64 rest = i, at = box.start;
+        for (int dim = 4; dim >= 0; dim--) {
+            at += rest % box.size[dim] * box.stride[dim];
+            rest /= box.size[dim];
+        }
+        out[at] = part[i];
+    }
+}
+
+template <typename T> __device__ void not_finite(const T *x, u32 *flag, u64 n) {
+    EACH(i, n) {
+        typename Real<T>::type v = load(x[i]);
+        if (v - v != 0) *flag = 1; // whichever thread writes, it writes the same
+    }
+}
+
+// Squares added up in f64, a part per block.
+template <typename T> __device__ void squares(const T *x, double *parts, u64 n) {
+    double sum = 0;
+    EACH(i, n) {
+        double v = load(x[i]);
+        sum += v * v;
+    }
+    sum = together<Sum>(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+#define KERNELS(T, S)                                                                                                          \
+    extern "C" __global__ void norm_scale_##S(const T *x, T *out, u64 d, double eps) { norm_scale(x, out, d, eps); }           \
+    extern "C" __global__ void normalize_##S(const T *x, const T *s, T *out, u64 d) { normalize(x, s, out, d); }               \
+    extern "C" __global__ void layer_norm_##S(const T *x, const T *gain, const T *bias, T *out, u64 d, double eps) {           \
+        layer_norm(x, gain, bias, out, d, eps);                                                                                \
+    }                                                                                                                          \
+    extern "C" __global__ void layer_norm_grad_##S(const T *g, const T *x, const T *gain, T *out, u64 d, double eps) {         \
+        layer_norm_grad(g, x, gain, out, d, eps);                                                                              \
+    }                                                                                                                          \
+    extern "C" __global__ void affine_##S(const T *x, const T *gain, const T *bias, T *out, u64 d, u64 n) {                    \
+        affine(x, gain, bias, out, d, n);                                                                                      \
+    }                                                                                                                          \
+    extern "C" __global__ void add_bias_##S(T *x, const T *bias, u64 d, u64 n) { add_bias(x, bias, d, n); }                    \
+    extern "C" __global__ void add_##S(const T *a, const T *b, T *out, u64 n) { add(a, b, out, n); }                           \
+    extern "C" __global__ void causal_softmax_##S(const T *x, T *out, u64 heads, u64 queries, u64 keys, u64 offset,            \
+                                                  const u32 *holes) {                                                          \
+        causal_softmax(x, out, heads, queries, keys, offset, holes);                                                           \
+    }                                                                                                                          \
+    extern "C" __global__ void causal_softmax_grad_##S(const T *p, const T *g, T *out, u64 queries, u64 keys, u64 offset) {    \
+        causal_softmax_grad(p, g, out, queries, keys, offset);                                                                 \
+    }                                                                                                                          \
+    extern "C" __global__ void hide_##S(T *map, u64 heads, u64 queries, u64 keys, u64 offset, const u32 *holes, double value,  \
+                                        u64 n) {                                                                               \
+        hide(map, heads, queries, keys, offset, holes, value, n);                                                              \
+    }                                                                                                                          \
+    extern "C" __global__ void scale_by_##S(T *x, double factor, u64 n) { scale_by(x, factor, n); }                            \
+    extern "C" __global__ void pack_##S(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 s0, u64 s1, u64 s2, u64 n) {      \
+        pack(x, out, pos, heads, dim, s0, s1, s2, n);                                                                          \
+    }                                                                                                                          \
+    extern "C" __global__ void unpack_##S(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 n) {                            \
+        unpack(x, out, pos, heads, dim, n);                                                                                    \
+    }                                                                                                                          \
+    extern "C" __global__ void gelu_##S(const T *x, T *out, u32 exact, u64 n) { gelu(x, out, exact, n); }                      \
+    extern "C" __global__ void gelu_grad_##S(const T *x, const T *g, T *out, u32 exact, u64 n) {                               \
+        gelu_grad(x, g, out, exact, n);                                                                                        \
+    }                                                                                                                          \
+    extern "C" __global__ void cross_entropy_##S(const T *x, const u32 *targets, T *out, u64 vocab) {                          \
+        cross_entropy(x, targets, out, vocab);                                                                                 \
+    }                                                                                                                          \
+    extern "C" __global__ void cross_entropy_grad_##S(const T *x, const T *g, const u32 *targets, T *out, u64 vocab) {         \
+        cross_entropy_grad(x, g, targets, out, vocab);                                                                         \
+    }                                                                                                                          \
+    extern "C" __global__ void sum_rows_parts_##S(const T *x, Real<T>::type *parts, u64 rows, u64 d, u64 tall) {               \
+        sum_rows_parts(x, parts, rows, d, tall);                                                                               \
+    }                                                                                                                          \
+    extern "C" __global__ void sum_rows_whole_##S(const Real<T>::type *parts, T *out, u64 count, u64 d) {                      \
+        sum_rows_whole(parts, out, count, d);                                                                                  \
+    }                                                                                                                          \
+    extern "C" __global__ void add_rows_##S(T *table, const T *x, const u32 *met, const u32 *starts, const u32 *order,         \
+                                            u64 d) {                                                                           \
+        add_rows(table, x, met, starts, order, d);                                                                             \
+    }                                                                                                                          \
+    extern "C" __global__ void average_##S(T *m, const T *g, double keep, double scale, u32 square, u64 n) {                   \
+        average(m, g, keep, scale, square, n);                                                                                 \
+    }                                                                                                                          \
+    extern "C" __global__ void adam_step_##S(T *p, const T *m, const T *v, double step, double correction, double eps,         \
+                                             double decay, u64 n) {                                                            \
+        adam_step(p, m, v, step, correction, eps, decay, n);                                                                   \
+    }                                                                                                                          \
+    extern "C" __global__ void write_box_##S(T *out, const T *part, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 b0, u64 b1,    \
+                                             u64 b2, u64 b3, u64 b4, u64 start, u64 n) {                                       \
+        Box box = {{a0, a1, a2, a3, a4}, {b0, b1, b2, b3, b4}, start};                                                         \
+        write_box(out, part, box, n);                                                                                          \
+    }                                                                                                                          \
+    extern "C" __global__ void not_finite_##S(const T *x, u32 *flag, u64 n) { not_finite(x, flag, n); }                        \
+    extern "C" __global__ void squares_##S(const T *x, double *parts, u64 n) { squares(x, parts, n); }
+
+KERNELS(float, f32)
+KERNELS(double, f64)
+KERNELS(__half, f16)
+KERNELS(__nv_bfloat16, bf16)

@@ -1,0 +1,243 @@
+"""Runs the CUDA kernels of src/ops/cuda/kernels.cu on the CPU and holds them against PyTorch.
+
+    python -m venv venv && venv/bin/pip install torch==2.15.0 numpy==2.4.6
+    venv/bin/python tests/kernels/check.py
+
+A block's threads are threads here (tests/kernels/host), so what is checked is the kernels' arithmetic and their use of shared
+memory and shuffles, not their speed, nor what only a GPU does. References are computed in f64 by PyTorch's own operations and by
+its autograd, from inputs that were rounded to the kernel's type.
+"""
+
+import ctypes
+import pathlib
+import subprocess
+import tempfile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+HERE = pathlib.Path(__file__).parent
+TYPES = {"f32": (torch.float32, 2e-6), "f64": (torch.float64, 1e-13), "f16": (torch.float16, 6e-4), "bf16": (torch.bfloat16, 5e-3)}
+IGNORE = 0xFFFFFFFF
+CHECKED = {}
+
+
+def build():
+    out = pathlib.Path(tempfile.mkdtemp()) / "kernels.so"
+    command = ["g++", "-std=c++20", "-O1", "-x", "c++", "-fPIC", "-shared", "-I", HERE / "host", HERE / "host" / "run.cpp", "-o", out]
+    subprocess.run([*map(str, command), "-pthread"], check=True)
+    return ctypes.CDLL(str(out))
+
+
+LIBRARY = build()
+
+
+def launch(name, grid, threads, *arguments):
+    """Tensors go by their pointer, numbers by their ctypes type; `grid` is (columns, rows)."""
+    kept = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            assert argument.is_contiguous()
+            kept.append(ctypes.c_void_p(argument.data_ptr()))
+        elif argument is None:
+            kept.append(ctypes.c_void_p(0))
+        else:
+            kept.append(argument)
+    pointers = (ctypes.c_void_p * len(kept))(*(ctypes.addressof(x) for x in kept))
+    assert LIBRARY.launch(name.encode(), grid[0], grid[1], threads, pointers) == 0, f"there is no kernel {name}"
+
+
+def u64(x):
+    return ctypes.c_uint64(int(x))
+
+
+def u32(x):
+    return ctypes.c_uint32(int(x))
+
+
+def real(x):
+    return ctypes.c_double(x)
+
+
+def close(name, found, wanted, tolerance):
+    """Within a share of each value, and of the largest for those that are small because large ones cancel."""
+    found, wanted = found.double(), wanted.double()
+    limit = tolerance * (wanted.abs() + 0.02 * wanted.abs().max())
+    worst = ((found - wanted).abs() / limit.clamp_min(1e-300)).max().item()
+    assert worst <= 1.0 and torch.equal(found.isfinite(), wanted.isfinite()), f"{name}: {worst} times the limit"
+    CHECKED[name] = max(CHECKED.get(name, 0.0), worst)
+
+
+def check(suffix, dtype, tolerance, generator):
+    def draw(*shape, spread=1.0):
+        return (spread * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    def empty(*shape):
+        return torch.full(shape, 7.0, dtype=dtype)
+
+    def run(name, grid, threads, *arguments):
+        launch(f"{name}_{suffix}", grid if isinstance(grid, tuple) else (grid, 1), threads, *arguments)
+
+    def same(name, found, wanted, slack=1.0):
+        close(f"{name}_{suffix}", found, wanted, slack * tolerance)
+
+    wide = lambda *tensors: [x.double().clone().requires_grad_() for x in tensors]
+
+    # LayerNorm, with a huge activation in one row as GPT-2 has.
+    for rows, d, threads in [(5, 96, 64), (3, 7, 32), (2, 768, 256)]:
+        x, gain, bias, grad = draw(rows, d), draw(d), draw(d), draw(rows, d)
+        x[0, d // 2] = 300.0
+        scale, out = empty(rows, 1), empty(rows, d)
+        wx, wgain, wbias = wide(x, gain, bias)
+        wanted = (wx.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        run("norm_scale", rows, threads, x, scale, u64(d), real(1e-5))
+        same("norm_scale", scale, wanted)
+        run("normalize", rows, threads, x, scale, out, u64(d))
+        same("normalize", out, (wx - wx.mean(-1, keepdim=True)) / scale.double())
+        run("layer_norm", rows, threads, x, gain, bias, out, u64(d), real(1e-5))
+        wanted = F.layer_norm(wx, (d,), wgain, wbias, 1e-5)
+        same("layer_norm", out, wanted)
+        wanted.backward(grad.double())
+        run("layer_norm_grad", rows, threads, grad, x, gain, out, u64(d), real(1e-5))
+        same("layer_norm_grad", out, wx.grad, 20)
+        run("affine", 2, threads, x, gain, bias, out, u64(d), u64(rows * d))
+        same("affine", out, x.double() * gain.double() + bias.double())
+        out = x.clone()
+        run("add_bias", 3, threads, out, bias, u64(d), u64(rows * d))
+        same("add_bias", out, x.double() + bias.double())
+        run("add", 1, threads, x, grad, out, u64(rows * d))
+        same("add", out, x.double() + grad.double())
+
+    # The causal mask, with keys before the first query and with holes.
+    for prompts, heads, queries, keys, holes in [(2, 3, 5, 5, None), (2, 2, 4, 9, [[2, 5], [0, 0]]), (1, 1, 40, 70, [[30, 33]])]:
+        offset = keys - queries
+        seen = torch.ones(queries, keys, dtype=torch.bool).tril(offset).expand(prompts, heads, queries, keys).clone()
+        packed = None
+        if holes:
+            packed = torch.from_numpy(np.array(holes, dtype=np.uint32).view(np.int32))
+            for prompt, (first, end) in enumerate(holes):
+                seen[prompt, ..., first:end] = False
+        scores, grad = draw(prompts, heads, queries, keys, spread=3), draw(prompts, heads, queries, keys)
+        rows = prompts * heads * queries
+        sizes = [u64(heads), u64(queries), u64(keys), u64(offset), packed]
+        out = empty(*scores.shape)
+        (wide_scores,) = wide(scores)
+        wanted = wide_scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+        run("causal_softmax", rows, 64, scores, out, *sizes)
+        same("causal_softmax", out, wanted.detach(), 2)
+        pattern = wanted.detach().to(dtype)
+        run("causal_softmax_grad", rows, 64, pattern, grad, out, u64(queries), u64(keys), u64(offset))
+        p, g = pattern.double(), grad.double()
+        same("causal_softmax_grad", out, p * (g - (p * g).sum(-1, keepdim=True)), 4)
+        wanted.backward(g)
+        close(f"causal_softmax_grad_{suffix}, by autograd", out, wide_scores.grad, 40 * tolerance)
+        out = scores.clone()
+        run("hide", 2, 64, out, *sizes, real(-np.inf), u64(out.numel()))
+        assert torch.equal(out, scores.masked_fill(~seen, -torch.inf))
+        run("hide", 3, 32, out, *sizes, real(0.0), u64(out.numel()))
+        assert torch.equal(out, scores.masked_fill(~seen, 0.0))
+        run("scale_by", 1, 64, out, real(0.125), u64(out.numel()))
+        same("scale_by", out, scores.masked_fill(~seen, 0.0).double() * 0.125)
+    # A row of which nothing is seen is all 0.
+    scores, out = torch.full((1, 1, 1, 8), -torch.inf, dtype=dtype), empty(1, 1, 1, 8)
+    run("causal_softmax", 1, 32, scores, out, u64(1), u64(1), u64(8), u64(7), None)
+    assert torch.equal(out, torch.zeros_like(out))
+
+    # Heads of a fused projection.
+    prompts, pos, heads, dim = 2, 5, 3, 4
+    fused = draw(prompts, pos, 3, heads, dim)
+    keys = fused[:, :, 1]
+    out = empty(prompts, heads, pos, dim)
+    strides = [u64(s) for s in keys.stride()[:3]]
+    base = fused.reshape(-1)[heads * dim :].clone()
+    run("pack", 2, 32, base, out, u64(pos), u64(heads), u64(dim), *strides, u64(out.numel()))
+    assert torch.equal(out, keys.transpose(1, 2))
+    back = empty(prompts, pos, heads, dim)
+    run("unpack", 3, 32, out, back, u64(pos), u64(heads), u64(dim), u64(out.numel()))
+    assert torch.equal(back, keys)
+
+    x, grad = draw(301, spread=3), draw(301)
+    out = empty(301)
+    for exact, form in [(0, "tanh"), (1, "none")]:
+        (wx,) = wide(x)
+        wanted = F.gelu(wx, approximate=form)
+        run("gelu", 2, 64, x, out, u32(exact), u64(301))
+        same("gelu", out, wanted.detach(), 2)
+        wanted.backward(grad.double())
+        run("gelu_grad", 2, 64, x, grad, out, u32(exact), u64(301))
+        same("gelu_grad", out, wx.grad, 4)
+
+    rows, vocab = 6, 205
+    logits, grad = draw(rows, vocab, spread=4), draw(rows)
+    targets = torch.tensor([3, 204, IGNORE - (1 << 32), 0, 17, IGNORE - (1 << 32)], dtype=torch.int32)
+    scored = torch.tensor([3, 204, -100, 0, 17, -100])
+    (wide_logits,) = wide(logits)
+    wanted = F.cross_entropy(wide_logits, scored, reduction="none")
+    losses, out = empty(rows), empty(rows, vocab)
+    run("cross_entropy", rows, 128, logits, targets, losses, u64(vocab))
+    same("cross_entropy", losses, wanted.detach(), 2)
+    wanted.backward(grad.double())
+    run("cross_entropy_grad", rows, 128, logits, grad, targets, out, u64(vocab))
+    same("cross_entropy_grad", out, wide_logits.grad, 4)
+
+    for rows, d, tall in [(70, 45, 32), (3, 96, 32), (33, 32, 8)]:
+        x, parts = draw(rows, d), -(-rows // tall)
+        middle = torch.zeros(parts, d, dtype=torch.float64 if suffix == "f64" else torch.float32)
+        out = empty(d)
+        run("sum_rows_parts", (-(-d // 32), parts), 256, x, middle, u64(rows), u64(d), u64(tall))
+        run("sum_rows_whole", 1, 64, middle, out, u64(parts), u64(d))
+        same("sum_rows", out, x.double().sum(0), 4)
+
+    ids = torch.tensor([4, 1, 4, 0, 4, 1])
+    table, x = draw(6, 40), draw(6, 40)
+    met = torch.tensor([0, 1, 4], dtype=torch.int32)
+    starts, order = torch.tensor([0, 1, 3, 6], dtype=torch.int32), torch.tensor([3, 1, 5, 0, 2, 4], dtype=torch.int32)
+    wanted = table.double().index_add(0, ids, x.double())
+    run("add_rows", 3, 32, table, x, met, starts, order, u64(40))
+    same("add_rows", table, wanted, 2)
+
+    # AdamW, three steps, clipped by a factor.
+    p, m, v = draw(77), torch.zeros(77, dtype=dtype), torch.zeros(77, dtype=dtype)
+    wm, wv = m.double().clone(), v.double().clone()
+    for step in range(1, 4):
+        grad = draw(77)
+        run("average", 2, 32, m, grad, real(0.9), real(0.5), u32(0), u64(77))
+        run("average", 2, 32, v, grad, real(0.95), real(0.5), u32(1), u64(77))
+        before = [x.clone() for x in (p, m, v)]
+        wm, wv = 0.9 * wm + 0.1 * 0.5 * grad.double(), 0.95 * wv + 0.05 * (0.5 * grad.double()) ** 2
+        same("average", m, wm, 6)
+        same("average", v, wv, 6)
+        rate, correction = 1e-2 / (1 - 0.9**step), (1 - 0.95**step) ** -0.5
+        run("adam_step", 1, 64, p, m, v, real(rate), real(correction), real(1e-8), real(1 - 1e-3), u64(77))
+        p0, m0, v0 = (x.double() for x in before)
+        same("adam_step", p, p0 * (1 - 1e-3) - rate * m0 / (v0.sqrt() * correction + 1e-8), 2)
+        wm, wv = m.double().clone(), v.double().clone()
+
+    value, part = draw(3, 4, 5, 6), draw(2, 4, 2, 3)
+    wanted = value.clone()
+    wanted[1:3, :, 2:4, 3:6] = part
+    sizes, strides = [1, 2, 4, 2, 3], [0, 120, 30, 6, 1]
+    run("write_box", 2, 32, value, part, *map(u64, sizes), *map(u64, strides), u64(120 + 2 * 6 + 3), u64(part.numel()))
+    assert torch.equal(value, wanted)
+
+    for bad, wanted in [(None, 0), (torch.nan, 1), (torch.inf, 1), (-torch.inf, 1)]:
+        x, flag = draw(500), torch.zeros(1, dtype=torch.int32)
+        if bad is not None:
+            x[417] = bad
+        run("not_finite", 2, 64, x, flag, u64(500))
+        assert flag.item() == wanted, bad
+    x, parts = draw(900), torch.zeros(3, dtype=torch.float64)
+    run("squares", 3, 64, x, parts, u64(900))
+    close(f"squares_{suffix}", parts.sum(), (x.double() ** 2).sum(), 1e-12)
+
+
+def main():
+    for suffix, (dtype, tolerance) in TYPES.items():
+        check(suffix, dtype, tolerance, torch.Generator().manual_seed(0))
+    for name, worst in sorted(CHECKED.items()):
+        print(f"{name:<44} {100 * worst:5.1f} % of the limit")
+    print(f"{len(CHECKED)} checks agree")
+
+
+main()
