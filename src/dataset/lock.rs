@@ -36,6 +36,8 @@ impl Lock {
             match disk::write_new(path, text.as_bytes()) {
                 Ok(()) => return Ok(Self { path: path.to_path_buf() }),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => remove_stale(path)?,
+                // Whoever took it meanwhile has cleared away what it found.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(fail(e)),
             }
         }

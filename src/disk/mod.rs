@@ -47,39 +47,40 @@ pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) ->
 
 fn write_through<T>(path: &Path, fill: impl FnOnce(&tempfile::NamedTempFile) -> Result<T>) -> Result<T> {
     let fail = |e| Error::writing(path, e);
-    let dir = parent(path);
-    let mut builder = tempfile::Builder::new();
+    let temporary = step(path).and_then(|()| open_beside(path)).map_err(fail)?;
+    let value = fill(&temporary)?;
+    step(path).and_then(|()| temporary.as_file().sync_all()).map_err(fail)?;
+    step(path).map_err(fail)?;
+    temporary.persist(path).map_err(|e| fail(e.error))?;
+    sync_dir(&parent(path));
+    Ok(value)
+}
+
+/// Writes a new file and syncs it, where there is none yet: others see all of it or nothing, even where this process is killed.
+///
+/// # Errors
+/// What the system says; of kind `AlreadyExists` where there is one.
+pub fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    step(path)?;
+    let temporary = open_beside(path)?;
+    Growing { to: temporary.as_file(), path, behind: 0 }.write_all(bytes)?;
+    step(path).and_then(|()| temporary.as_file().sync_all())?;
+    step(path)?;
+    temporary.persist_noclobber(path).map(drop).map_err(|e| e.error)
+}
+
+/// A temporary file beside another, hidden: `.NAME.….tmp`.
+fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
     let prefix = format!(".{name}.");
+    let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666)); // the umask applies
     }
-    step(path).map_err(fail)?;
-    let temporary = builder.tempfile_in(&dir).map_err(fail)?;
-    let value = fill(&temporary)?;
-    step(path).and_then(|()| temporary.as_file().sync_all()).map_err(fail)?;
-    step(path).map_err(fail)?;
-    temporary.persist(path).map_err(|e| fail(e.error))?;
-    sync_dir(&dir);
-    Ok(value)
-}
-
-/// Writes a new file and syncs it, where there is none yet.
-///
-/// # Errors
-/// What the system says; of kind `AlreadyExists` where there is one. A file that could not be written whole is removed.
-pub fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    step(path)?;
-    let file = File::options().write(true).create_new(true).open(path)?;
-    let written = Growing { to: &file, path, behind: 0 }.write_all(bytes);
-    let synced = written.and_then(|()| step(path)).and_then(|()| file.sync_all());
-    if synced.is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-    synced
+    builder.tempfile_in(parent(path))
 }
 
 /// A file that goes to disk as it grows, a piece at a time: the sync at its end is short, and its pages make room for the next

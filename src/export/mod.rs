@@ -104,7 +104,7 @@ impl<'a> Export<'a> {
                 match Plan::open(dir)? {
                     Some(plan) => plan, // made by another process meanwhile
                     None => {
-                        remove_unfinished(dir, &[&FILES[..], &["plan.json"]].concat())?;
+                        remove_unfinished(dir, &[&FILES[..], &["plan.json", "plan.lock."]].concat())?;
                         text::write_plan(tokenizer, dir, request, documents()?)?
                     }
                 }
@@ -150,9 +150,10 @@ impl<'a> Export<'a> {
     ) -> Result<bool> {
         let name =
             if piece.of == 1 { "lock".to_string() } else { format!("piece-{}-of-{}.lock", piece.index, piece.of) };
-        let _lock = Lock::open(&self.dir.join(name))?;
+        let _lock = Lock::open(&self.dir.join(&name))?;
         let own: Vec<usize> = (0..self.plan.parts.len()).filter(|i| i % piece.of == piece.index).collect();
-        remove_unfinished(&self.dir, &own.iter().map(|i| stem(*i) + ".").collect::<Vec<_>>())?;
+        let beginnings = own.iter().map(|i| stem(*i) + ".").chain([name + "."]);
+        remove_unfinished(&self.dir, &beginnings.collect::<Vec<_>>())?;
         let mut state = Progress { all: own.iter().map(|i| self.plan.parts[*i].rows).sum(), ..Progress::default() };
         let mut left = Vec::new();
         for &index in &own {

@@ -62,13 +62,14 @@ fn weight_gradient(weight: &Tensor, into: Option<&Tensor>, a: &Tensor, b: &Tenso
 }
 
 /// The leading dims of `x`, flattened, and its last one.
-fn matrix(layout: &Layout) -> (usize, usize) {
+pub(super) fn matrix(layout: &Layout) -> (usize, usize) {
     let dims = layout.shape().dims();
     let width = dims.last().copied().unwrap_or(1);
     (dims.iter().rev().skip(1).product(), width)
 }
 
-fn with_last(layout: &Layout, last: usize) -> Shape {
+/// The shape of a tensor with another last dimension.
+pub(super) fn with_last(layout: &Layout, last: usize) -> Shape {
     let mut dims = layout.shape().dims().to_vec();
     dims.pop();
     dims.push(last);

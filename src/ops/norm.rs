@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result
 
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::linear::with_last;
 use super::real::{Real, for_real, slice, sum_of, sum_of2, vectorised};
 use super::{in_real, on_gpu, rows};
 
@@ -53,14 +54,6 @@ fn scale<T: Real>(row: &[T], mean: T, eps: f64) -> T {
 
 fn width(layout: &Layout) -> Result<usize> {
     layout.shape().dims().last().copied().ok_or_else(|| candle_core::Error::Msg("scalar row".into()))
-}
-
-fn with_last(layout: &Layout, last: usize) -> Shape {
-    let mut dims = layout.shape().dims().to_vec();
-    if let Some(d) = dims.last_mut() {
-        *d = last;
-    }
-    Shape::from(dims)
 }
 
 impl CustomOp1 for Scale {

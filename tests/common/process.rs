@@ -108,6 +108,7 @@ impl Interp {
             .current_dir(self.dir.path())
             .env_clear()
             .env("HOME", self.dir.path())
+            .envs(std::env::var_os("LD_LIBRARY_PATH").map(|libraries| ("LD_LIBRARY_PATH", libraries)))
             .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
         self.command = command;
         self

@@ -9,27 +9,15 @@ mod launch;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
+use launch::Argument::{Number, Size, Word};
 use launch::{Argument, Grid, empty, launch, start, words};
 
-use Argument::{Number, Size, Word};
+use super::linear::{matrix, with_last};
+
 pub use attention::{attend, attend_t, masked, scores, softmax, softmax_grad};
 
 /// A tensor as an operation gets it.
 pub type Given<'a> = (&'a CudaStorage, &'a Layout);
-
-/// Rows of a tensor, and how wide they are.
-fn matrix(layout: &Layout) -> (usize, usize) {
-    let dims = layout.shape().dims();
-    let width = dims.last().copied().unwrap_or(1);
-    (dims.iter().rev().skip(1).product(), width)
-}
-
-fn with_last(layout: &Layout, last: usize) -> Shape {
-    let mut dims = layout.shape().dims().to_vec();
-    dims.pop();
-    dims.push(last);
-    Shape::from(dims)
-}
 
 /// A kernel with a block per row of `x`, and one value or a row per row as its result.
 fn by_rows(
