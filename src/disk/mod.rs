@@ -70,7 +70,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// A temporary file beside another, hidden: `.NAME.….tmp`.
-fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+fn open_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
     let prefix = format!(".{name}.");
     let mut builder = tempfile::Builder::new();
