@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use crate::error::{Error, Result, shorten};
 
-/// The device of a name: `cpu`; `cuda`, the first GPU, or `cuda:N`; `auto`, the first GPU if [`open`] opens it, else the CPU.
+/// The device of a name: `cpu`; `cuda`, the first GPU, or `cuda:N`; `auto`, what [`find`] finds.
 ///
 /// # Errors
 /// [`Error::Request`] for another name, [`Error::Unavailable`] for a GPU that is not there, or for any in a build without the
@@ -13,10 +13,19 @@ pub fn open(name: &str) -> Result<Device> {
     let (kind, number) = name.split_once(':').map_or((name, None), |(kind, number)| (kind, Some(number)));
     match (kind, number.map(str::parse::<usize>)) {
         ("cpu", None) => Ok(Device::Cpu),
-        ("auto", None) => Ok(open_cuda(0).unwrap_or(Device::Cpu)),
+        ("auto", None) => Ok(find().0),
         ("cuda", None) => open_cuda(0),
         ("cuda", Some(Ok(number))) => open_cuda(number),
         _ => Err(Error::request(format!("`{}` is no device; there are auto, cpu and cuda[:N]", shorten(name)))),
+    }
+}
+
+/// The first GPU if it can be used, with what it is; else the CPU, with why no GPU is used.
+pub fn find() -> (Device, String) {
+    let gpu = open_cuda(0).and_then(|device| Ok((describe(&device)?, device)));
+    match gpu {
+        Ok((description, device)) => (device, description.map(|gpu| gpu.name).unwrap_or_default()),
+        Err(e) => (Device::Cpu, e.to_string()),
     }
 }
 

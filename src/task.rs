@@ -264,6 +264,7 @@ impl Task {
                 ("last", _) => last..last + 1,
                 _ => start..ids.len(),
             };
+            let text = mark(&ids[start..]);
             for pos in chosen {
                 let word = |pos: usize| ids.get(pos).map(|id| tokenizer.text(*id)).unwrap_or_default();
                 let class = |pos: usize| words.get(word(pos).trim()).map(|classes| classes[0].to_string());
@@ -276,14 +277,7 @@ impl Task {
                 let Some(label) = label else { continue };
                 let control = example.control.clone().unwrap_or_else(|| word(pos));
                 let (prompt, pos) = (prompt as u32, pos as u32);
-                rows.push(Row {
-                    prompt,
-                    pos,
-                    label,
-                    group: example.group.clone(),
-                    control,
-                    text: Some(mark(&ids[start..])),
-                });
+                rows.push(Row { prompt, pos, label, group: example.group.clone(), control, text: Some(text.clone()) });
             }
         }
         Ok(Examples { tokens, rows, targets })

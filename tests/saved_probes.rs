@@ -214,11 +214,16 @@ fn rows_that_were_fitted_are_not_judged() {
     assert!(refused.stderr.contains("its probes are of a model with sha256"), "{}", refused.stderr);
 }
 
+/// Two names, and all pairs of them in turn.
+fn pair(i: usize) -> (&'static str, &'static str) {
+    let names = ["Mary", "Anna", "John", "Tom"];
+    (names[i % 4], names[(i / 4 + i + 1) % 4])
+}
+
 #[test]
 fn texts_and_datasets_are_judged_alike() {
-    let names = ["Mary", "Anna", "John", "Tom"];
     let line = |i: usize| {
-        let (a, b) = (names[i % 4], names[(i / 4 + i + 1) % 4]);
+        let (a, b) = pair(i);
         format!(
             r#"{{"text": "When {a} and {b} went to the shop {i}, {b} gave a drink to", "giver": "{b}", "part": {}}}"#,
             i % 9
@@ -346,9 +351,8 @@ fn planes_are_those_of_scikit_learn() {
 /// By the group, or by the text where groups are given otherwise.
 #[test]
 fn what_was_learned_is_known_by_group_and_by_text() {
-    let names = ["Mary", "Anna", "John", "Tom"];
     let line = |i: usize| {
-        let (a, b) = (names[i % 4], names[(i / 4 + i + 1) % 4]);
+        let (a, b) = pair(i);
         format!(
             r#"{{"text": "When {a} and {b} went to the shop {i}, {b} gave a drink to", "giver": "{b}", "author": {}, "half": {}.5}}"#,
             i % 12,

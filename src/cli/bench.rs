@@ -122,8 +122,10 @@ impl Bench {
     ) -> Result<(DataFrame, Vec<Applied>)> {
         let mut stacked: Option<DataFrame> = None;
         let mut applied = Vec::new();
+        // Edits of single prompts count them in the batch as it is.
+        let narrowed = plan.edit_list().iter().any(Edit::is_narrowed_by_prompt);
         for (first, batch) in batches(tokens) {
-            if first > 0 && plan.edit_list().iter().any(Edit::is_narrowed_by_prompt) {
+            if first > 0 && narrowed {
                 return Err(Error::Request(format!(
                     "edits of single prompts need all prompts in one batch of {BATCH_TOKENS} tokens; give fewer prompts"
                 )));
@@ -134,8 +136,7 @@ impl Bench {
                 let part = interp::frame::shift_prompts(frame(&trace)?, (first + part.start) as u32)?;
                 interp::frame::append(&mut stacked, part)
             };
-            // Edits of single prompts count them in the batch as it is.
-            match plan.edit_list().iter().any(Edit::is_narrowed_by_prompt) {
+            match narrowed {
                 true => run(0..batch.len())?,
                 false => memory::halving(0..batch.len(), &mut run)?,
             }
@@ -161,16 +162,17 @@ pub fn batches(tokens: &Tokens) -> Vec<(usize, Tokens)> {
 
 /// The device that the options name; a build for GPUs says what it took where that was left to it.
 pub fn device(global: &Global) -> Result<Device> {
-    let device = interp::device::open(&global.device)?;
+    let device = if global.device == "auto" {
+        let (device, why) = interp::device::find();
+        if cfg!(feature = "cuda") {
+            super::note(global.quiet, &format!("note: computing on {} ({why})", interp::device::name(&device)));
+        }
+        device
+    } else {
+        interp::device::open(&global.device)?
+    };
     if global.tf32 {
         interp::device::allow_tf32(&device)?;
-    }
-    if cfg!(feature = "cuda") && global.device == "auto" {
-        let why = match interp::device::describe(&device)? {
-            Some(gpu) => gpu.name,
-            None => interp::device::open("cuda").err().map(|e| e.to_string()).unwrap_or_default(),
-        };
-        super::note(global.quiet, &format!("note: computing on {} ({why})", interp::device::name(&device)));
     }
     Ok(device)
 }

@@ -4,10 +4,11 @@ use ndarray::Array2;
 use polars::prelude::*;
 
 use super::fitted::{Probe, Reads};
-use super::judge::{judge, likeliest};
+use super::judge::{Predicted, judge};
 use super::layers::Kept;
 use super::table::Table;
 use crate::error::{Error, Result};
+use crate::frame::token_columns;
 use crate::labelled::Labels;
 use crate::scores::{Bin, Confusion, calibration};
 use crate::tokens::Tokens;
@@ -41,11 +42,7 @@ pub fn evaluated(
         table.push((name, kept.site), ("eval", seed), judge(&kept.probe, x.view(), labels, &rows)?);
         let mut own = Evaluated { confusion: None, calibration: Vec::new() };
         if let Labels::Classes { names, of } = labels {
-            let p: Vec<Vec<f64>> =
-                kept.probe.probabilities(x.view(), &rows)?.outer_iter().map(|row| row.to_vec()).collect();
-            let best: Vec<usize> = p.iter().map(|row| likeliest(row)).collect();
-            let sure: Vec<f64> = p.iter().zip(&best).map(|(row, best)| row[*best]).collect();
-            let right: Vec<bool> = of.iter().zip(&best).map(|(truth, best)| truth == best).collect();
+            let Predicted { best, sure, right, .. } = Predicted::of(&kept.probe, x.view(), &rows, of)?;
             own.confusion = Some(Confusion::of(of, &best, names.len())?);
             own.calibration = calibration(&sure, &right, BINS).unwrap_or_default();
         }
@@ -69,30 +66,28 @@ pub fn applied(
     tokens: &Tokens,
     x: &Array2<f32>,
 ) -> Result<DataFrame> {
-    let ids: Vec<(u32, u32)> = (0..tokens.len())
-        .flat_map(|prompt| (0..tokens.row(prompt).len()).map(move |pos| (prompt as u32, pos as u32)))
-        .collect();
-    if ids.len() != x.nrows() {
-        return Err(Error::Bug(format!("{} activations of {} tokens", x.nrows(), ids.len())));
+    let identity = token_columns(tokens);
+    let identity = DataFrame::new(tokens.count(), identity)?;
+    if identity.height() != x.nrows() {
+        return Err(Error::Bug(format!("{} activations of {} tokens", x.nrows(), identity.height())));
     }
-    let rows: Vec<usize> = (0..ids.len()).collect();
+    let rows: Vec<usize> = (0..x.nrows()).collect();
     let (p, values) = (kept.probe.probabilities(x.view(), &rows)?, of_classes(&kept.probe, x, &rows)?);
     let each = classes.map_or(1, <[String]>::len);
-    let place = |i: usize| ids[i / each];
     let all = 0..rows.len() * each;
-    let token = |i: usize| tokens.text(place(i).0 as usize, place(i).1 as usize);
-    let frame = df!(
+    let mut frame = df!(
         "probe" => vec![name; all.len()],
         "site" => vec![kept.site.to_string(); all.len()],
         "layer" => vec![kept.site.layer().map(|layer| layer as u32); all.len()],
-        "prompt" => all.clone().map(|i| place(i).0).collect::<Vec<_>>(),
-        "pos" => all.clone().map(|i| place(i).1).collect::<Vec<_>>(),
-        "token_id" => all.clone().map(|i| tokens.row(place(i).0 as usize)[place(i).1 as usize]).collect::<Vec<_>>(),
-        "token" => all.clone().map(token).collect::<Vec<_>>(),
+    )?;
+    let token = IdxCa::from_vec("token".into(), all.clone().map(|i| (i / each) as IdxSize).collect());
+    frame.hstack_mut(identity.take(&token)?.columns())?;
+    let scores = df!(
         "class" => all.clone().map(|i| classes.map(|classes| classes[i % each].as_str())).collect::<Vec<_>>(),
         "probability" => all.clone().map(|i| p.get([i / each, i % each]).copied()).collect::<Vec<_>>(),
         "value" => all.map(|i| values[i / each][i % each]).collect::<Vec<_>>(),
     )?;
+    frame.hstack_mut(scores.columns())?;
     Ok(frame)
 }
 

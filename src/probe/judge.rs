@@ -35,8 +35,7 @@ pub fn judge(probe: &Probe, x: ArrayView2<'_, f32>, labels: &Labels, rows: &[usi
             ]
         }
         Labels::Classes { names, of } => {
-            let p: Vec<Vec<f64>> = probe.probabilities(x, rows)?.outer_iter().map(|row| row.to_vec()).collect();
-            let best: Vec<usize> = p.iter().map(|row| likeliest(row)).collect();
+            let Predicted { p, best, sure, right } = Predicted::of(probe, x, rows, &of)?;
             let confusion = Confusion::of(&of, &best, names.len())?;
             let auc = match names.len() {
                 2 => {
@@ -46,9 +45,7 @@ pub fn judge(probe: &Probe, x: ArrayView2<'_, f32>, labels: &Labels, rows: &[usi
                 }
                 _ => roc_auc_ovr(&p, &of, names.len()),
             };
-            let confidence: Vec<f64> = p.iter().zip(&best).map(|(row, best)| row[*best]).collect();
-            let right: Vec<bool> = of.iter().zip(&best).map(|(truth, best)| truth == best).collect();
-            let bins = calibration(&confidence, &right, BINS);
+            let bins = calibration(&sure, &right, BINS);
             vec![
                 ("accuracy", confusion.accuracy()),
                 ("balanced_accuracy", confusion.balanced_accuracy()),
@@ -63,8 +60,30 @@ pub fn judge(probe: &Probe, x: ArrayView2<'_, f32>, labels: &Labels, rows: &[usi
     Ok(scores.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
 }
 
+/// What a probe of classes predicts for rows whose classes are known.
+pub(super) struct Predicted {
+    /// Probabilities of all classes.
+    p: Vec<Vec<f64>>,
+    /// The likeliest class.
+    pub(super) best: Vec<usize>,
+    /// Its probability.
+    pub(super) sure: Vec<f64>,
+    /// Whether it is the right one.
+    pub(super) right: Vec<bool>,
+}
+
+impl Predicted {
+    pub(super) fn of(probe: &Probe, x: ArrayView2<'_, f32>, rows: &[usize], truth: &[usize]) -> Result<Self> {
+        let p: Vec<Vec<f64>> = probe.probabilities(x, rows)?.outer_iter().map(|row| row.to_vec()).collect();
+        let best: Vec<usize> = p.iter().map(|row| likeliest(row)).collect();
+        let sure = p.iter().zip(&best).map(|(row, best)| row[*best]).collect();
+        let right = truth.iter().zip(&best).map(|(truth, best)| truth == best).collect();
+        Ok(Self { p, best, sure, right })
+    }
+}
+
 /// The first of the likeliest classes.
-pub(super) fn likeliest(p: &[f64]) -> usize {
+fn likeliest(p: &[f64]) -> usize {
     let mut best = 0;
     for (class, value) in p.iter().enumerate() {
         if *value > p[best] {

@@ -81,7 +81,8 @@ pub fn from_documents(
     for (prompt, (label, group)) in labels.into_iter().enumerate() {
         let ids = tokens.row(prompt);
         let start = usize::from(ids.first().is_some_and(|id| tokenizer.end_of_text() == Some(*id)));
-        let group = groups.of(&ids[start..], group, prompt)?;
+        let text = mark(&ids[start..]);
+        let group = groups.of(&text, group, prompt)?;
         for pos in at.positions(start, ids.len()) {
             let control = ids[pos].to_string();
             rows.push(Row {
@@ -90,7 +91,7 @@ pub fn from_documents(
                 label: label.clone(),
                 group: group.clone(),
                 control,
-                text: Some(mark(&ids[start..])),
+                text: Some(text.clone()),
             });
         }
     }
@@ -100,16 +101,16 @@ pub fn from_documents(
 /// What belongs together, of texts as tokens.
 #[derive(Default)]
 struct Groups {
-    /// A document and its group, by the tokens.
-    known: BTreeMap<Vec<u32>, (usize, String)>,
+    /// A document and its group, by what tells its text from others.
+    known: BTreeMap<String, (usize, String)>,
 }
 
 impl Groups {
     /// The group of a document: the one that is given, or the text itself. What is learned from a text must not be tested on
     /// it, so it has one group.
-    fn of(&mut self, ids: &[u32], given: Option<String>, document: usize) -> Result<String> {
-        let group = given.unwrap_or_else(|| mark(ids));
-        let (first, known) = self.known.entry(ids.to_vec()).or_insert((document, group.clone()));
+    fn of(&mut self, text: &str, given: Option<String>, document: usize) -> Result<String> {
+        let group = given.unwrap_or_else(|| text.to_string());
+        let (first, known) = self.known.entry(text.to_string()).or_insert((document, group.clone()));
         match *known == group {
             true => Ok(group),
             false => Err(Error::request(format!(
@@ -164,12 +165,12 @@ pub fn from_identity(
     let mut known = Groups::default();
     let (mut chosen, mut rows) = (Vec::new(), Vec::new());
     for own in order.chunk_by(|a, b| document[*a] == document[*b]) {
-        let ids: Vec<u32> = own.iter().map(|row| token[*row]).collect();
+        let text = mark(&own.iter().map(|row| token[*row]).collect::<Vec<_>>());
         let given = given.as_ref().map(|given| given[own[0]].clone());
         let group = match given {
             // Other tokens of two texts may differ where these do not.
             Some(given) if !whole => given,
-            given => known.of(&ids, given, document[own[0]] as usize)?,
+            given => known.of(&text, given, document[own[0]] as usize)?,
         };
         for &row in own.get(at.positions(0, own.len())).unwrap_or_default() {
             rows.push(Row {
@@ -178,7 +179,7 @@ pub fn from_identity(
                 label: labels[row].clone(),
                 group: group.clone(),
                 control: token[row].to_string(),
-                text: whole.then(|| mark(&ids)),
+                text: whole.then(|| text.clone()),
             });
             chosen.push(row);
         }
