@@ -23,7 +23,25 @@ use process::Interp;
 
 #[test]
 fn values_are_those_of_capture_to_the_bit() {
-    let place = Place::new(12);
+    values_are_captured(&Place::new(12));
+}
+
+/// A batch is only divided where that changes no bit.
+#[test]
+fn values_of_a_divided_batch_are_those_of_capture_to_the_bit() {
+    let place = Place::new(0);
+    let line = "Mary and John went to the shop and John gave a key to Mary";
+    let first = format!("{line} {line} {line}\n");
+    let other = format!("{line}\n");
+    std::fs::write(place.path("text.txt"), first + &other.repeat(150)).unwrap();
+    values_are_captured(&place);
+    std::fs::write(place.path("text.txt"), other.repeat(151)).unwrap();
+    std::fs::remove_dir_all(place.path("data")).unwrap();
+    std::fs::remove_dir_all(place.path("captured")).unwrap();
+    values_are_captured(&place);
+}
+
+fn values_are_captured(place: &Place) {
     let sites = "embed,resid_pre.0,resid_pre.3,q.2,z.5,mlp_post.4,resid_post.5,ln_final_normalized";
     let export = Interp::new().words("export --site").arg(sites).words("--file").arg(place.path("text.txt"));
     export.words("--out").arg(place.path("data")).run().ok();

@@ -280,16 +280,20 @@ fn cuts(sequences: &[Sequence], most: usize) -> Vec<Range<usize>> {
 }
 
 /// Divides the last batch into smaller and smaller ones: what comes last is written while nothing is left to compute.
+///
+/// Only where that changes no bit: products of a few rows are added up in another order, and so is what a query gathers
+/// where a batch's longest sequence is shorter.
 fn taper(batches: &mut Vec<Range<usize>>, sequences: &[Sequence]) {
     const TIMES: usize = 3;
-    /// Tokens of a batch at least: products of a few rows are added up in another order.
+    /// Tokens of a batch at least.
     const LEAST: u64 = 512;
-    let tokens = |batch: Range<usize>| sequences[batch].iter().map(|own| u64::from(own.length)).sum::<u64>();
+    let tokens = |batch: &Range<usize>| sequences[batch.clone()].iter().map(|own| u64::from(own.length)).sum::<u64>();
+    let longest = |batch: &Range<usize>| sequences[batch.clone()].iter().map(|own| own.length).max();
     for _ in 0..TIMES {
         let Some(last) = batches.pop() else { return };
         let middle = last.start + last.len().div_ceil(2);
         let halves = [last.start..middle, middle..last.end];
-        match halves.iter().all(|half| tokens(half.clone()) >= LEAST) {
+        match halves.iter().all(|half| tokens(half) >= LEAST && longest(half) == longest(&last)) {
             true => batches.extend(halves),
             false => return batches.push(last),
         }
