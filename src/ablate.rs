@@ -109,6 +109,14 @@ pub struct Options {
     pub memory: Option<u64>,
 }
 
+impl Default for Options {
+    /// Means instead of activations, and the logit difference.
+    fn default() -> Self {
+        let measures = vec![Measure::Of(Metric::LogitDiff)];
+        Self { method: Method::Mean, measures, seed: 0, loss_from: 0, memory: None }
+    }
+}
+
 /// The ablations of one prompt.
 #[derive(Clone, Debug)]
 pub struct Ablated {

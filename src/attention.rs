@@ -1,8 +1,10 @@
 //! Who looks at whom.
 
+use std::ops::Range;
+
 use polars::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::Gpt2;
 use crate::plan::{Plan, Trace};
@@ -22,6 +24,27 @@ use crate::tokens::Tokens;
 /// As [`Plan::run`].
 pub fn patterns(model: &Gpt2, tokens: &Tokens, layer: usize) -> Result<DataFrame> {
     from_trace(&Plan::new().read(Site::Pattern(layer)).run(model, tokens)?, layer, None)
+}
+
+/// The attention patterns of several layers, one after the other; columns as in [`patterns`].
+///
+/// # Errors
+/// As [`Plan::run`].
+pub fn of_layers(model: &Gpt2, tokens: &Tokens, layers: Range<usize>) -> Result<DataFrame> {
+    let plan = Plan::new().reads(layers.clone().map(Site::Pattern)).until(layers.end);
+    let trace = plan.run(model, tokens)?;
+    let mut stacked = None;
+    for layer in layers {
+        frame::append(&mut stacked, from_trace(&trace, layer, None)?)?;
+    }
+    stacked.ok_or_else(|| Error::request("no layer was asked for"))
+}
+
+/// Bytes that a frame of patterns takes, about, with the tokens' text.
+pub fn frame_bytes(tokens: &Tokens, layers: usize, heads: usize) -> u64 {
+    const ROW: u64 = 2 * (5 * 4 + 4 + 2 * 24); // columns, and the vectors that they are made from
+    let pairs: u64 = (0..tokens.len()).map(|prompt| tokens.row(prompt).len() as u64).map(|n| n * (n + 1) / 2).sum();
+    pairs * layers as u64 * heads as u64 * ROW
 }
 
 /// [`patterns`] of a run that read the pattern, of all heads or of some.

@@ -338,12 +338,12 @@ impl Reader {
     }
 }
 
-/// Attributions as a frame; of neurons only the `neurons` strongest on average, and the others in one row.
+/// Attributions as a frame; of neurons only the `neurons` strongest on average, and the others of a layer in one row.
 ///
 /// | column | |
 /// |---|---|
 /// | `prompt` | which; null in rows that are means over several prompts |
-/// | `component` | `embed`, `pos_embed`, `attn_out.L`, `head.L.H`, `b_O.L`, `mlp_out.L`, `neuron.L.N`, `other_neurons`, `b_out.L`, `ln_final_bias` and `remainder`; accumulated `resid_pre.L`, `resid_mid.L` and `resid_post.L` |
+/// | `component` | `embed`, `pos_embed`, `attn_out.L`, `head.L.H`, `b_O.L`, `mlp_out.L`, `neuron.L.N`, `other_neurons.L`, `b_out.L`, `ln_final_bias` and `remainder`; accumulated `resid_pre.L`, `resid_mid.L` and `resid_post.L` |
 /// | `layer`, `head`, `neuron` | where it has them |
 /// | `contribution` | its share of the logit (difference); of a prompt they add up to the model's. Accumulated: the logit (difference) as of there |
 /// | `low`, `high` | in rows without a prompt: 95 % bootstrap interval of the mean |
@@ -402,7 +402,7 @@ pub fn frame(
     out.finish(convention)
 }
 
-/// The parts with all but the strongest neurons summed up; the same neurons for every prompt.
+/// The parts with all but the strongest neurons of each layer summed up; the same neurons for every prompt.
 fn shown(attributed: &[Attributed], neurons: usize) -> Vec<Vec<(Component, f64)>> {
     let parts = &attributed[0].parts;
     let strength = |i: &usize| attributed.iter().map(|one| one.parts[*i].1.abs()).sum::<f64>();
@@ -414,11 +414,18 @@ fn shown(attributed: &[Attributed], neurons: usize) -> Vec<Vec<(Component, f64)>
     let mut kept = vec![true; parts.len()];
     order.iter().skip(neurons).for_each(|&i| kept[i] = false);
     let one = |one: &Attributed| {
-        let of = |wanted: bool| one.parts.iter().zip(&kept).filter(move |(_, kept)| **kept == wanted).map(|(p, _)| *p);
-        let mut parts: Vec<(Component, f64)> = of(true).collect();
-        if order.len() > neurons {
-            let rest = of(false).map(|(_, share)| share).sum();
-            parts.insert(parts.len() - 1, (Component::once("other_neurons"), rest));
+        let mut parts: Vec<(Component, f64)> = Vec::new();
+        let mut rest: Option<(usize, f64)> = None;
+        for ((component, share), kept) in one.parts.iter().zip(&kept) {
+            let layer = component.neuron.and(component.layer);
+            if let Some((of, sum)) = rest.filter(|(of, _)| layer != Some(*of)) {
+                parts.push((Component::of("other_neurons", of), sum));
+                rest = None;
+            }
+            match (kept, layer) {
+                (false, Some(layer)) => rest = Some((layer, rest.map_or(0.0, |(_, sum)| sum) + share)),
+                _ => parts.push((*component, *share)),
+            }
         }
         parts
     };

@@ -186,6 +186,15 @@ pub fn to_ndarray(value: &Tensor) -> Result<ndarray::ArrayD<f32>> {
     ndarray::ArrayD::from_shape_vec(value.dims().to_vec(), to_f32(value)?).map_err(|e| Error::Bug(e.to_string()))
 }
 
+/// A frame from a Parquet file.
+///
+/// # Errors
+/// [`Error::Missing`] or [`Error::Io`] for a file that cannot be opened, [`Error::Data`] for one that is no Parquet.
+pub fn load_parquet(path: &Path) -> Result<DataFrame> {
+    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+    ParquetReader::new(file).finish().map_err(|e| Error::data(path, e.to_string()))
+}
+
 /// Writes a frame as Parquet, whole or not at all.
 ///
 /// # Errors

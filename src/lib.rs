@@ -36,7 +36,7 @@
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
 //!    [`residual`], [`steer`], [`train`]
-//! 5. presentation: [`figure`]; [`verify`], which holds analyses against published figures, and [`agreement`], which holds
+//! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`], which holds analyses against published figures, and [`agreement`], which holds
 //!    devices against each other
 //!
 //! The library never prints, keeps no global state and draws randomness only from seeds. It touches the disk only in
@@ -85,9 +85,11 @@ pub mod lens;
 pub mod memory;
 pub mod metric;
 pub mod neurons;
+pub mod notebook;
 pub mod ops;
 pub mod optim;
 pub mod oracle;
+pub mod page;
 pub mod pair;
 pub mod pairset;
 pub mod patch;

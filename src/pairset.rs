@@ -101,6 +101,15 @@ impl PairSet {
         Some(Self::parse(text, Path::new(name)))
     }
 
+    /// The first `count` pairs of a seed, over all templates.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for words that the tokenizer does not know, for answers that are not one token, and for prompts of a
+    /// pair that differ in length.
+    pub fn pairs(&self, count: u64, seed: u64, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Vec<Pair>> {
+        (0..count).map(|index| self.draw(None, None, seed, index)?.pair(tokenizer, encoding)).collect()
+    }
+
     /// Reads a set and tries every template once; `path` is for messages.
     ///
     /// # Errors

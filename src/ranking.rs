@@ -27,6 +27,23 @@ pub fn logprob(logits: &[f32], id: u32) -> f32 {
     logits[id as usize] - log_sum_exp(logits)
 }
 
+/// Entropy of the softmax of a row of logits, in nats.
+pub fn entropy(logits: &[f32]) -> f32 {
+    let log_total = log_sum_exp(logits);
+    let share = |x: f32| {
+        let logprob = f64::from(x - log_total);
+        if logprob == f64::NEG_INFINITY { 0.0 } else { -logprob.exp() * logprob }
+    };
+    logits.iter().map(|&x| share(x)).sum::<f64>() as f32
+}
+
+/// How many tokens are likelier than this one; ties by id, as in [`best`].
+pub fn rank(logits: &[f32], id: u32) -> u32 {
+    let own = logits[id as usize];
+    let before = |(other, x): (usize, &f32)| x.total_cmp(&own).then((id as usize).cmp(&other)).is_gt();
+    logits.iter().enumerate().filter(|(other, x)| before((*other, x))).count() as u32
+}
+
 fn log_sum_exp(logits: &[f32]) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
@@ -84,7 +101,7 @@ impl Predictions {
 
 #[cfg(test)]
 mod tests {
-    use super::{best, logprob};
+    use super::{best, entropy, logprob, rank};
 
     #[test]
     fn the_best_are_sorted_and_normalised() {
@@ -95,5 +112,21 @@ mod tests {
         assert_eq!(best(&logits, 2), all[..2]);
         assert_eq!(logprob(&logits, 3), all[1].2);
         assert!(best(&logits, 0).is_empty());
+    }
+
+    #[test]
+    fn ranks_are_places_in_the_order_of_the_best() {
+        let logits = [0.5, 2.0, 2.0, -1.0];
+        for (place, (id, ..)) in best(&logits, 4).into_iter().enumerate() {
+            assert_eq!(rank(&logits, id), place as u32);
+        }
+    }
+
+    #[test]
+    fn entropy_is_that_of_the_softmax() {
+        assert!((entropy(&[1.0; 8]) - 8.0_f32.ln()).abs() < 1e-6);
+        assert!(entropy(&[0.0, f32::NEG_INFINITY]).abs() < 1e-6);
+        let p: f32 = 1.0 / (1.0 + (-1.0_f32).exp());
+        assert!((entropy(&[1.0, 0.0]) + p * p.ln() + (1.0 - p) * (1.0 - p).ln()).abs() < 1e-6);
     }
 }

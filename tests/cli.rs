@@ -26,13 +26,15 @@ fn parquet(path: &Path) -> DataFrame {
 }
 
 /// Every command that computes something, with its columns as others rely on them.
-const COMMANDS: [(&str, &str); 11] = [
+const COMMANDS: [(&str, &str); 13] = [
     ("attention --layer 5", "prompt layer head query key query_token key_token weight"),
+    ("attention --layer all", "prompt layer head query key query_token key_token weight"),
+    ("report", "prompt pos token rank next_id next logit logprob"),
     ("attention --head 2.1,2.3", "prompt layer head query key query_token key_token weight"),
     ("neurons --layer -1 --top 7", "prompt layer pos token neuron activation"),
     ("residual", "prompt layer site pos token norm cosine"),
     ("predict --top 3", "prompt pos token rank next_id next logit logprob"),
-    ("lens --top 2", "prompt layer pos token rank next_id next logit logprob convention"),
+    ("lens --top 2", "prompt layer pos token rank next_id next logit logprob convention entropy final_rank"),
     (
         "heads --sequences 1 --length 5",
         "layer head previous duplicate induction current bos_share entropy distance copying copying_full",
@@ -47,6 +49,84 @@ const COMMANDS: [(&str, &str); 11] = [
 ];
 
 #[test]
+fn several_layers_are_those_of_each_layer() {
+    let rows = |layer: &str| -> Vec<Value> {
+        let outcome = with_prompt(&format!("attention --format json --layer {layer}")).run().ok();
+        json(&outcome)["rows"].as_array().unwrap().clone()
+    };
+    let all = rows("all");
+    let each: Vec<Value> = (0..6).flat_map(|layer| rows(&layer.to_string())).collect();
+    assert_eq!(all, each);
+    let of = |layers: std::ops::RangeInclusive<u64>| -> Vec<Value> {
+        all.iter().filter(|row| layers.contains(&row["layer"].as_u64().unwrap())).cloned().collect()
+    };
+    assert_eq!(rows("1-3"), of(1..=3));
+    assert_eq!(rows("-1"), of(5..=5));
+}
+
+#[test]
+fn the_lens_says_how_sure_a_layer_is_and_how_it_ranks_the_final_answer() {
+    let rows = |top: &str| json(&with_prompt(&format!("lens --format json --top {top}")).run().ok())["rows"].clone();
+    let all = rows("100000");
+    let all = all.as_array().unwrap();
+    let at = |row: &Value, name: &str| row[name].as_f64().unwrap();
+    for layer in [0.0, 3.0, 6.0] {
+        let own: Vec<&Value> = all.iter().filter(|row| (at(row, "layer"), at(row, "pos")) == (layer, 14.0)).collect();
+        let entropy: f64 = own.iter().map(|row| -at(row, "logprob").exp() * at(row, "logprob")).sum();
+        assert!((entropy - at(own[0], "entropy")).abs() < 1e-4, "{layer}: {entropy} {}", own[0]["entropy"]);
+        let answer = own.iter().find(|row| row["next"] == " Mary").unwrap();
+        assert_eq!(answer["rank"], own[0]["final_rank"], "{layer}");
+    }
+}
+
+#[test]
+fn a_report_is_about_one_prompt_that_can_be_shown() {
+    Interp::new().words("report --prompt a --prompt b").run().refused(2, "a report is about one prompt, not 2");
+    let long = "the key ".repeat(130);
+    Interp::new().words("report --truncate right --prompt").arg(&long).run().ok();
+    Interp::new().words("report --prompt x --wrong y").run().refused(2, "--answer");
+    let outcome = Interp::new().words("report --prompt").arg(PROMPT).run().ok();
+    let shares = parquet(&outcome.output().join("attribution.parquet"));
+    assert_eq!(shares.column("answer").unwrap().str().unwrap().get(0), Some(" Mary"));
+    assert_eq!(shares.column("wrong").unwrap().str().unwrap().get(0), Some(" them"));
+}
+
+/// Where a page would be too large to open there is none, and the user is told.
+#[test]
+fn a_page_that_is_too_large_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "gpt2", "n_layer": 1, "n_head": 16, "n_embd": 16, "n_positions": 1024, "vocab_size": 2000,
+    });
+    let config = interp::Config::parse(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
+    let model = interp::Gpt2::new(config.clone(), interp::initial::draw(&config, 0)).unwrap();
+    let tokenizer = interp::embedded::tokenizer().unwrap();
+    std::fs::create_dir(dir.path().join("model")).unwrap();
+    interp::weights::write_model(&dir.path().join("model"), &model, Some(&tokenizer)).unwrap();
+    let run = |words: &str| {
+        let command = Interp::new().words(words).words("--out").arg(dir.path().join("out"));
+        command
+            .words("--truncate right --prompt")
+            .arg("the key ".repeat(600))
+            .words("--model")
+            .arg(dir.path().join("model"))
+            .run()
+            .ok()
+    };
+    run("attention --head 0.3");
+    assert!(dir.path().join("out/figure.html").exists());
+    let outcome = run("attention --layer 0");
+    assert!(
+        outcome.stderr.contains("there is no figure.html: the page would have 21 MB, more than the 20"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!dir.path().join("out/figure.html").exists(), "nor is that of the last run left");
+    let record: Value = serde_json::from_slice(&std::fs::read(dir.path().join("out/run.json")).unwrap()).unwrap();
+    assert!(record["page"].as_str().unwrap().contains("21 MB"));
+}
+
+#[test]
 fn every_command_leaves_frame_figures_and_provenance() {
     for (words, columns) in COMMANDS {
         let outcome = with_prompt(words).run().ok();
@@ -54,7 +134,16 @@ fn every_command_leaves_frame_figures_and_provenance() {
         let mut names: Vec<String> =
             files(&dir).iter().map(|f| f.file_name().unwrap().to_str().unwrap().into()).collect();
         names.sort();
-        assert_eq!(names, ["figure.png", "figure.svg", "frame.parquet", "run.json"], "{words}");
+        let command = words.split(' ').next().unwrap();
+        let mut wanted = vec!["figure.png", "figure.svg", "frame.parquet", "run.json"];
+        if ["attention", "heads", "lens", "neurons", "predict", "report"].contains(&command) {
+            wanted.insert(0, "figure.html");
+        }
+        if command == "report" {
+            wanted.extend(["attention.parquet", "attribution.parquet", "lens.parquet", "neurons.parquet"]);
+            wanted.sort_unstable();
+        }
+        assert_eq!(names, wanted, "{words}");
         let frame = parquet(&dir.join("frame.parquet"));
         let found: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
         assert_eq!(found.join(" "), columns, "{words}");
@@ -65,7 +154,7 @@ fn every_command_leaves_frame_figures_and_provenance() {
         let png = std::fs::read(dir.join("figure.png")).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{words}");
         let run = outcome.record();
-        assert_eq!(run["command"], words.split(' ').next().unwrap());
+        assert_eq!(run["command"], command);
         assert_eq!(run["basis"], "raw");
         assert_eq!(run["bos"], "auto");
         assert_eq!(run["model"]["name"], "tiny");
@@ -313,7 +402,7 @@ fn models_are_listed_described_and_verified() {
 fn quiet_is_quiet_and_help_is_help() {
     let quiet = with_prompt("predict --quiet").run().ok();
     assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
-    assert_eq!(files(&quiet.output()).len(), 4);
+    assert_eq!(files(&quiet.output()).len(), 5);
     for words in ["--help", "attention --help", "--version"] {
         let help = Interp::new().words(words).run().ok();
         assert!(!help.stdout.is_empty() && help.stderr.is_empty(), "{words}");

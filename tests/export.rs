@@ -33,9 +33,9 @@ fn values_of_a_divided_batch_are_those_of_capture_to_the_bit() {
     let line = "Mary and John went to the shop and John gave a key to Mary";
     let first = format!("{line} {line} {line}\n");
     let other = format!("{line}\n");
-    std::fs::write(place.path("text.txt"), first + &other.repeat(150)).unwrap();
+    std::fs::write(place.path("text.txt"), first + &other.repeat(90)).unwrap();
     values_are_captured(&place);
-    std::fs::write(place.path("text.txt"), other.repeat(151)).unwrap();
+    std::fs::write(place.path("text.txt"), other.repeat(91)).unwrap();
     std::fs::remove_dir_all(place.path("data")).unwrap();
     std::fs::remove_dir_all(place.path("captured")).unwrap();
     values_are_captured(&place);
@@ -79,19 +79,6 @@ fn nothing_behind_the_last_site_is_computed() {
 }
 
 fn request(sites: &[&str]) -> Request {
-    let cut = Cut {
-        context: 8,
-        stride: 8,
-        pack: false,
-        whole: false,
-        start: None,
-        between: None,
-        skip_first: false,
-        sample: None,
-        max_tokens: None,
-        shuffle: false,
-        seed: 0,
-    };
     Request {
         weights: Vec::new(),
         tokenizer: None,
@@ -101,7 +88,7 @@ fn request(sites: &[&str]) -> Request {
         layout: Layout::Parquet,
         dtype: Dtype::F32,
         computed: "f32 on cpu".into(),
-        cut,
+        cut: Cut::windows(8),
         labels: Vec::new(),
         covariance: true,
         part_rows: 9,

@@ -518,7 +518,7 @@ fn outputs_go_nowhere_else_and_nothing_foreign_is_overwritten() {
     predict(&out).ok();
     let mut names: Vec<_> = files(&out).iter().map(|f| f.file_name().unwrap().to_owned()).collect();
     names.sort();
-    assert_eq!(names, ["figure.png", "figure.svg", "frame.parquet", "run.json"]);
+    assert_eq!(names, ["figure.html", "figure.png", "figure.svg", "frame.parquet", "run.json"]);
     // A full disk leaves nothing half-written and says so.
     let full = Interp::new().words("tokens --prompt hello --format csv");
     let outcome = full.run().ok();

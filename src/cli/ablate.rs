@@ -6,7 +6,7 @@ use interp::metric::Metric;
 use interp::pair::Question;
 use interp::sweep::{self, Cell, Sweep};
 use interp::target::Target;
-use interp::{Error, Plan, Result, Tokens, figure, heads, stats};
+use interp::{Error, Plan, Result, Tokens, figure, heads, page, stats};
 use serde_json::json;
 
 use super::args::{Global, Text};
@@ -131,6 +131,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     extra["untouched"] = json!(untouched);
     extra["ablation_seconds"] = json!(seconds);
     let outcome = Outcome {
+        page: vec![page::ablate(&frame, options.measures[0].name())?],
         figure: figure::ablate(&frame, options.measures[0].name())?,
         summary: summary(&args, &experiments, controls, &ablated, &options, seconds),
         frame,

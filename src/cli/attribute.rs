@@ -1,7 +1,7 @@
 use interp::attribution::{self, Attributed, By};
 use interp::convention::LayerNormConvention;
 use interp::target::Target;
-use interp::{Plan, Result, Tokens, figure};
+use interp::{Plan, Result, Tokens, figure, page};
 use serde_json::json;
 
 use super::args::{Global, Text};
@@ -76,6 +76,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         extra["largest_remainder"] = json!(remainder);
     }
     let outcome = Outcome {
+        page: if args.accumulated { Vec::new() } else { vec![page::attribution(&frame)?] },
         figure: if args.accumulated { figure::accumulated(&frame)? } else { figure::attribution(&frame)? },
         summary: if args.accumulated { course(&attributed) } else { summary(&attributed, remainder) },
         frame,

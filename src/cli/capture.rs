@@ -81,7 +81,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         let figure = wide_figure(&frame, &sites)?;
         let summary = format!("{} rows, one array column for each of {} sites", frame.height(), sites.len());
         let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
-        let outcome = Outcome { frame, figure, summary, how };
+        let outcome = Outcome { frame, figure, page: Vec::new(), summary, how };
         return report.finish(global, bench, outcome);
     }
     bench.source.digests()?; // weights that are not what they should be leave no result
@@ -115,7 +115,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let figure = figure::capture(&summary, 0)?;
     let dir = report.dir().display().to_string();
     let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
-    let run = report.finish_files(global, bench, &figure, how)?;
+    let run = report.finish_files(global, bench, &figure, Vec::new(), how)?;
     match global.format {
         Format::Text => say(global, &format!("{rows_written} rows of {} sites\nwrote {dir}", sites.len())),
         Format::Json => {

@@ -6,7 +6,7 @@ use interp::dataset::documents::{self, Documents};
 use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Plan, Request};
 use interp::dataset::sequences::Cut;
-use interp::export::{Export, Piece, Progress, row_bytes};
+use interp::export::{self, Export, Piece, Progress, row_bytes};
 use interp::shard::Layout;
 use interp::site::Site;
 use interp::text::Bos;
@@ -19,11 +19,6 @@ use super::bench::Bench;
 use super::report::{bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
 use super::{note, request};
-
-/// Bytes of a part, about.
-const PART_BYTES: u64 = 256 << 20;
-/// Padded tokens that pass through the model at once.
-const BATCH_TOKENS: usize = 4096;
 
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -302,24 +297,21 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
         seed: global.seed,
     };
     let digests = bench.source.digests()?;
-    let per_row = row_bytes(&config, sites, options.store);
+    let usual = export::request(&bench.model, bench.tokenizer()?, sites);
     Ok(Request {
         weights: digests.weights,
         tokenizer: digests.tokenizer,
         text,
         field: options.field.clone(),
-        sites: sites.iter().map(Site::to_string).collect(),
         layout: options.layout,
         dtype: options.store,
-        computed: format!("{:?} on {}{}", bench.dtype, bench.device, if global.tf32 { " in tf32" } else { "" })
-            .to_lowercase(),
+        computed: format!("{}{}", usual.computed, if global.tf32 { " in tf32" } else { "" }),
         cut,
         labels: options.label.clone(),
         covariance: options.covariance,
-        part_rows: options.part_rows.unwrap_or((PART_BYTES / per_row).max(1)),
-        batch_tokens: BATCH_TOKENS.max(context),
-        threads: rayon::current_num_threads(),
-        version: env!("CARGO_PKG_VERSION").into(),
+        part_rows: options.part_rows.unwrap_or_else(|| export::part_rows(&config, sites, options.store)),
+        batch_tokens: usual.batch_tokens.max(context),
+        ..usual
     })
 }
 

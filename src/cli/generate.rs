@@ -116,6 +116,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         "window": options.window,
     });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::generate(&frame)?,
         summary,
         frame,

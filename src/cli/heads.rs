@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use interp::circuits::{Basis, Circuits};
 use interp::detector::{self, Detector, Measure};
 use interp::heads::{self, Atlas};
-use interp::{Error, Plan, Result, Site, Tokens, composition, figure, weights};
+use interp::{Error, Plan, Result, Site, Tokens, composition, figure, page, weights};
 use polars::prelude::DataFrame;
 use serde_json::{Value, json};
 
@@ -106,6 +106,7 @@ fn atlas(args: &Args, basis: Basis, global: &Global) -> Result<()> {
     note_basis(&mut extra, basis);
     let plan = Plan::new().reads((0..bench.config().n_layer).map(Site::Pattern));
     let outcome = Outcome {
+        page: vec![page::heads(&frame)?, linked(&bench, text.as_ref().unwrap_or(&random))?],
         figure: figure::heads(&frame)?,
         summary: lines.join("\n"),
         frame,
@@ -128,6 +129,7 @@ fn composed(basis: Basis, global: &Global) -> Result<()> {
     let mut extra = json!({ "shown": figure::strongest_kind(&frame)? });
     note_basis(&mut extra, basis);
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::composition(&frame)?,
         summary: composition_summary(&frame)?,
         frame,
@@ -162,12 +164,23 @@ fn detected(args: &Args, global: &Global) -> Result<()> {
     });
     let plan = Plan::new().reads((0..bench.config().n_layer).map(Site::Pattern));
     let outcome = Outcome {
+        page: vec![page::detection(&frame, &measure.to_string())?, linked(&bench, &tokens)?],
         figure: figure::detection(&frame, &measure.to_string())?,
         summary: detection_summary(&frame, &names)?,
         frame,
         how: How { plan: &plan, applied: Vec::new(), tokens: Some(&tokens), extra },
     };
     report.finish(global, bench, outcome)
+}
+
+/// Attention of all heads in the first prompt, for the cells of a map to lead to.
+fn linked(bench: &Bench, tokens: &Tokens) -> Result<page::Block> {
+    let mut first = tokens.only(0);
+    if let Some(tokenizer) = &bench.tokenizer {
+        let text = first.row(0).iter().map(|&id| tokenizer.text(id)).collect();
+        first = first.with_text(vec![text])?;
+    }
+    page::attention(&interp::attention::of_layers(&bench.model, &first, 0..bench.config().n_layer)?)
 }
 
 /// The prompts, long enough that a head has a choice.

@@ -1,5 +1,5 @@
 use interp::lens::{self, LayerNormConvention};
-use interp::{Result, figure};
+use interp::{Result, figure, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -32,6 +32,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let (frame, applied) = bench
         .run(&plan, &tokens, |trace| lens::from_trace(&bench.model, tokenizer, trace, args.top as usize, convention))?;
     let outcome = Outcome {
+        page: vec![page::lens(&frame)?],
         figure: figure::lens(&frame, 0)?,
         summary: summary(&frame)?,
         frame,

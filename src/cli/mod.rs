@@ -28,6 +28,7 @@ mod sites;
 mod source;
 mod steer;
 mod stop;
+mod story;
 mod tokens;
 mod train;
 mod training;
@@ -91,6 +92,8 @@ enum Command {
     Predict(predict::Args),
     /// Fit linear probes at every layer, and hold them against controls.
     Probe(probe::Args),
+    /// One page that tells the story of a prompt: predictions, lens, attention, attribution, neurons.
+    Report(story::Args),
     /// Length and turn of the residual stream at every layer.
     Residual(residual::Args),
     /// Every site of a model: name, axes, shape, size.
@@ -155,6 +158,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(args, &global),
         Command::Predict(args) => predict::run(args, &global),
         Command::Probe(args) => probe::run(args, &global),
+        Command::Report(args) => story::run(&args, &global),
         Command::Residual(args) => residual::run(args, &global),
         Command::Sites => sites::run(&global),
         Command::Steer(args) => steer::run(args, &global),

@@ -1,5 +1,5 @@
 use interp::site::{Site, resolve_layer};
-use interp::{Result, figure, neurons};
+use interp::{Result, figure, neurons, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -34,6 +34,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let report = Report::begin("neurons", global, &format!("layer {layer} {}", bench.name(&tokens)))?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| neurons::from_trace(trace, site, args.top as usize))?;
     let outcome = Outcome {
+        page: vec![page::neurons(&frame)?],
         figure: figure::neurons(&frame, 0)?,
         summary: summary(&frame)?,
         frame,

@@ -300,6 +300,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let frame = frame(&pairs, &answered)?;
     let tokens = pairs.tokens()?;
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::pairs(&frame)?,
         summary: summary(&pairs, &answered, global.seed),
         frame,

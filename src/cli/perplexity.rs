@@ -92,6 +92,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let plan = Plan::new();
     let extra = json!({ "models": made_with, "join": format!("{:?}", args.join).to_lowercase() });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::perplexity(&frame)?,
         summary: summary(&frame)?,
         frame,

@@ -1,4 +1,4 @@
-use interp::{Result, figure, predict};
+use interp::{Result, figure, page, predict};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -27,6 +27,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let (frame, applied) =
         bench.run(&plan, &tokens, |trace| predict::from_trace(trace, tokenizer, args.top as usize))?;
     let outcome = Outcome {
+        page: vec![page::predictions(&frame)?],
         figure: figure::predict(&frame, 0)?,
         summary: summary(&frame)?,
         frame,

@@ -1,10 +1,11 @@
-//! What a command leaves behind: frame.parquet, figure.svg, figure.png, run.json, and what it prints.
+//! What a command leaves behind: frame.parquet, figure.svg, figure.png, figure.html, run.json, and what it prints.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use interp::figure::Figure;
+use interp::page::{Block, Page};
 use interp::plan::Applied;
 use interp::{Error, Plan, Result, Tokens, disk};
 use polars::prelude::{AnyValue, DataFrame, DataType};
@@ -16,6 +17,7 @@ use super::bench::Bench;
 /// A result on its way to disk and to the terminal.
 pub struct Report {
     command: &'static str,
+    about: String,
     dir: PathBuf,
     start: Instant,
 }
@@ -24,6 +26,8 @@ pub struct Report {
 pub struct Outcome<'a> {
     pub frame: DataFrame,
     pub figure: Figure,
+    /// What figure.html shows; without any view there is no such file.
+    pub page: Vec<Block>,
     /// For people.
     pub summary: String,
     pub how: How<'a>,
@@ -43,7 +47,7 @@ impl Report {
     pub fn begin(command: &'static str, global: &Global, name: &str) -> Result<Self> {
         let dir = output_dir(command, global, name)?;
         claim(&dir)?;
-        Ok(Self { command, dir, start: Instant::now() })
+        Ok(Self { command, about: name.to_string(), dir, start: Instant::now() })
     }
 
     pub fn dir(&self) -> &Path {
@@ -52,10 +56,10 @@ impl Report {
 
     /// Writes the files and prints the result.
     pub fn finish(self, global: &Global, mut bench: Bench, outcome: Outcome<'_>) -> Result<()> {
-        let Outcome { mut frame, figure, summary, how } = outcome;
+        let Outcome { mut frame, figure, page, summary, how } = outcome;
         bench.source.digests()?; // weights that are not what they should be leave no result
         interp::frame::save_parquet(&mut frame, &self.dir.join("frame.parquet"))?;
-        let run = self.finish_files(global, bench, &figure, how)?;
+        let run = self.finish_files(global, bench, &figure, page, how)?;
         match global.format {
             Format::Text => say(global, &format!("{summary}\nwrote {}", self.dir.display())),
             Format::Json => print(&(json!({ "run": run, "rows": rows(&frame)? }).to_string() + "\n")),
@@ -63,11 +67,28 @@ impl Report {
         }
     }
 
-    /// Writes figure and run.json beside a frame that is already there.
-    pub fn finish_files(&self, global: &Global, bench: Bench, figure: &Figure, how: How<'_>) -> Result<Value> {
+    /// Writes figures and run.json beside a frame that is already there.
+    pub fn finish_files(
+        &self,
+        global: &Global,
+        bench: Bench,
+        figure: &Figure,
+        page: Vec<Block>,
+        how: How<'_>,
+    ) -> Result<Value> {
         disk::write_bytes(&self.dir.join("figure.svg"), figure.svg()?.as_bytes())?;
         disk::write_bytes(&self.dir.join("figure.png"), &figure.png()?)?;
-        let run = self.provenance(global, bench, how)?;
+        let mut run = self.provenance(global, bench, how)?;
+        if !page.is_empty() {
+            match Page::new(format!("{}: {}", self.command, self.about), page).html(&run) {
+                Ok(html) => disk::write_bytes(&self.dir.join("figure.html"), html.as_bytes())?,
+                Err(Error::Request(why)) => {
+                    super::note(global.quiet, &format!("note: there is no figure.html: {why}"));
+                    run["page"] = json!(why);
+                }
+                Err(e) => return Err(e),
+            }
+        }
         let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
         disk::write_bytes(&self.dir.join("run.json"), &text)?;
         Ok(run)
@@ -170,10 +191,15 @@ fn claim(dir: &Path) -> Result<()> {
         "frame.parquet",
         "figure.svg",
         "figure.png",
+        "figure.html",
         "metrics.jsonl",
         "directions.safetensors",
         "probes.safetensors",
         "probes.json",
+        "lens.parquet",
+        "attention.parquet",
+        "attribution.parquet",
+        "neurons.parquet",
     ];
     let foreign = std::fs::read_dir(dir)
         .map_err(|source| Error::Io { path: dir.to_path_buf(), source })?
@@ -189,7 +215,10 @@ fn claim(dir: &Path) -> Result<()> {
     let probe = dir.join(".interp-probe");
     disk::write_bytes(&probe, b"")?;
     let _ = std::fs::remove_file(&probe);
-    let _ = std::fs::remove_file(dir.join("run.json")); // incomplete from here on
+    // Incomplete from here on; and not every run makes a page.
+    for name in ["run.json", "figure.html"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
     Ok(())
 }
 

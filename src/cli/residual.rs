@@ -23,6 +23,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let report = Report::begin("residual", global, &bench.name(&tokens))?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| residual::from_trace(trace, layers))?;
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::residual(&frame, 0)?,
         summary: summary(&frame)?,
         frame,

@@ -27,6 +27,7 @@ pub fn run(global: &Global) -> Result<()> {
         memory::human(all)
     ));
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::sites(&frame)?,
         summary: lines.join("\n"),
         frame,

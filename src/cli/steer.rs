@@ -157,6 +157,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         "num_samples": args.num_samples, "max_new_tokens": args.max_new_tokens,
     });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::steer(&frame)?,
         summary: summary(&frame, &directions, options.units)?,
         frame,

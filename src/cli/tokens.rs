@@ -29,6 +29,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         );
     }
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::tokens(&frame, 0)?,
         summary: lines.join("\n"),
         frame,

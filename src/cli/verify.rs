@@ -58,6 +58,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         "gate": args.gate, "compared": verification.count(), "failed": failed.len(),
     });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::verified(&frame)?,
         summary: summary(&compared, args.gate),
         frame,

@@ -42,6 +42,30 @@ pub struct Cut {
     pub seed: u64,
 }
 
+impl Cut {
+    /// Every text by itself, in windows of so many tokens that follow each other; every position is a row.
+    pub fn windows(context: usize) -> Self {
+        Self {
+            context,
+            stride: context,
+            pack: false,
+            whole: false,
+            start: None,
+            between: None,
+            skip_first: false,
+            sample: None,
+            max_tokens: None,
+            shuffle: false,
+            seed: 0,
+        }
+    }
+
+    /// The same with a token that starts every sequence, as texts of the training data did.
+    pub fn starting(self, start: Option<u32>) -> Self {
+        Self { stride: self.context - usize::from(start.is_some()), start, ..self }
+    }
+}
+
 /// One sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {

@@ -22,19 +22,6 @@ const EDQUOT: i32 = 122;
 const EACCES: i32 = 13;
 
 fn request(layout: Layout) -> Request {
-    let cut = Cut {
-        context: 8,
-        stride: 8,
-        pack: false,
-        whole: false,
-        start: None,
-        between: None,
-        skip_first: false,
-        sample: None,
-        max_tokens: None,
-        shuffle: false,
-        seed: 0,
-    };
     Request {
         weights: Vec::new(),
         tokenizer: None,
@@ -44,7 +31,7 @@ fn request(layout: Layout) -> Request {
         layout,
         dtype: Dtype::F32,
         computed: "f32 on cpu".into(),
-        cut,
+        cut: Cut::windows(8),
         labels: vec!["kind".into()],
         covariance: false,
         part_rows: 9,

@@ -20,11 +20,13 @@ use crate::dataset::documents::Documents;
 use crate::dataset::lock::Lock;
 use crate::dataset::manifest::{Manifest, Record};
 use crate::dataset::plan::{Dtype, Plan, Request, stem};
-use crate::dataset::sequences::{Sequence, Sequences};
+use crate::dataset::sequences::{Cut, Sequence, Sequences};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::frame::load_parquet;
 use crate::gather::{check_sites, width};
 use crate::gpt2::Gpt2;
+use crate::shard::Layout;
 use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::batches;
@@ -79,6 +81,40 @@ pub fn row_bytes(config: &Config, sites: &[Site], dtype: Dtype) -> u64 {
     sites.iter().map(|site| (width(config, *site) * size + 5) as u64).sum::<u64>() + 26
 }
 
+/// Bytes of a part, about.
+const PART_BYTES: u64 = 256 << 20;
+/// Padded tokens that pass through the model at once.
+const BATCH_TOKENS: usize = 4096;
+
+/// The usual request for these sites of a model: f32 in Parquet, windows as long as the model reads that start with the end
+/// of text, no labels. Hashes of weights, tokenizer and text are the caller's to fill in, so that another model's dataset is
+/// told from this one.
+pub fn request(model: &Gpt2, tokenizer: &Tokenizer, sites: &[Site]) -> Request {
+    let config = model.config();
+    Request {
+        weights: Vec::new(),
+        tokenizer: None,
+        text: Vec::new(),
+        field: "text".into(),
+        sites: sites.iter().map(Site::to_string).collect(),
+        layout: Layout::Parquet,
+        dtype: Dtype::F32,
+        computed: format!("{:?} on {}", model.dtype(), crate::device::name(model.device())).to_lowercase(),
+        cut: Cut::windows(config.n_positions).starting(tokenizer.end_of_text()),
+        labels: Vec::new(),
+        covariance: false,
+        part_rows: part_rows(config, sites, Dtype::F32),
+        batch_tokens: BATCH_TOKENS,
+        threads: rayon::current_num_threads(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// Rows of a part, about: as many as are quickly read and written again.
+pub fn part_rows(config: &Config, sites: &[Site], dtype: Dtype) -> u64 {
+    (PART_BYTES / row_bytes(config, sites, dtype)).max(1)
+}
+
 impl<'a> Export<'a> {
     /// Plans a dataset in `dir`, or takes up the one that was planned there.
     ///
@@ -118,7 +154,7 @@ impl<'a> Export<'a> {
             }
         }
         let labels = match plan.digests.len() {
-            3 => Some(read_parquet(&dir.join(FILES[2]))?),
+            3 => Some(load_parquet(&dir.join(FILES[2]))?),
             _ => None,
         };
         let sequences = Sequences::open(&dir.join(FILES[0]), &dir.join(FILES[1]))?;
@@ -298,11 +334,6 @@ fn taper(batches: &mut Vec<Range<usize>>, sequences: &[Sequence]) {
             false => return batches.push(last),
         }
     }
-}
-
-fn read_parquet(path: &Path) -> Result<DataFrame> {
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
-    ParquetReader::new(file).finish().map_err(|e| Error::data(path, e.to_string()))
 }
 
 /// Takes a directory: a new one, an empty one, or one with a dataset or the beginning of one.

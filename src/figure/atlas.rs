@@ -38,18 +38,7 @@ const SHOWN: [Shown; 9] = [
 /// A frame without the columns of an atlas.
 pub fn heads(frame: &DataFrame) -> Result<Figure> {
     const TOP: i32 = 40;
-    let (layer, head) = (ints(frame, "layer")?, ints(frame, "head")?);
-    let mut maps = Vec::new();
-    for (name, note, unit, colours) in SHOWN {
-        let values = floats(frame, name)?;
-        let scale = match colours {
-            Colours::Share => Scale::Sequential { low: 0.0, high: 1.0 },
-            Colours::FromZero => Scale::over(values.iter().copied().chain([0.0])),
-            Colours::Signed => Scale::Diverging { reach: 1.0 },
-        };
-        let panels = vec![Panel { rows: grid(&layer, &head, &values), ..Panel::default() }];
-        maps.push(layers_by_heads(name, note, unit, &layer, &head, scale, panels).draw());
-    }
+    let maps: Vec<Figure> = head_maps(frame)?.iter().map(HeatMaps::draw).collect();
     let width = maps.iter().map(|map| map.size().0).max().unwrap_or(0) as i32;
     let height = maps.iter().map(|map| map.size().1).max().unwrap_or(0) as i32;
     let mut figure = Figure::new(3 * width as u32, TOP as u32);
@@ -61,11 +50,39 @@ pub fn heads(frame: &DataFrame) -> Result<Figure> {
     Ok(figure)
 }
 
+/// The maps of [`heads`].
+///
+/// # Errors
+/// As [`heads`].
+pub fn head_maps(frame: &DataFrame) -> Result<Vec<HeatMaps>> {
+    let (layer, head) = (ints(frame, "layer")?, ints(frame, "head")?);
+    let mut maps = Vec::new();
+    for (name, note, unit, colours) in SHOWN {
+        let values = floats(frame, name)?;
+        let scale = match colours {
+            Colours::Share => Scale::Sequential { low: 0.0, high: 1.0 },
+            Colours::FromZero => Scale::over(values.iter().copied().chain([0.0])),
+            Colours::Signed => Scale::Diverging { reach: 1.0 },
+        };
+        let panels = vec![Panel { rows: grid(&layer, &head, &values), ..Panel::default() }];
+        maps.push(layers_by_heads(name, note, unit, &layer, &head, scale, panels));
+    }
+    Ok(maps)
+}
+
 /// Detectors ([`crate::detector::detect`]): a heat map of layers by heads for each.
 ///
 /// # Errors
 /// A frame without the columns of a detection.
 pub fn detection(frame: &DataFrame, measure: &str) -> Result<Figure> {
+    Ok(detection_maps(frame, measure)?.draw())
+}
+
+/// The maps of [`detection`].
+///
+/// # Errors
+/// As [`detection`].
+pub fn detection_maps(frame: &DataFrame, measure: &str) -> Result<HeatMaps> {
     let (layer, head, score) = (ints(frame, "layer")?, ints(frame, "head")?, floats(frame, "score")?);
     let detector = frame.column("detector")?.str()?;
     let mut panels: Vec<Panel> = Vec::new();
@@ -75,7 +92,7 @@ pub fn detection(frame: &DataFrame, measure: &str) -> Result<Figure> {
         if i + 1 == frame.height() || detector.get(i) != detector.get(i + 1) {
             let rows = grid(&layer[first..=i], &head[first..=i], &score[first..=i]);
             let title = detector.get(i).unwrap_or_default().to_string();
-            panels.push(Panel { title, rows, cells: Vec::new() });
+            panels.push(Panel { title, rows, ..Panel::default() });
             first = i + 1;
         }
     }
@@ -86,7 +103,7 @@ pub fn detection(frame: &DataFrame, measure: &str) -> Result<Figure> {
     let note = if measure == "mul" { "share of attention that matches" } else { "1 less the mean difference" };
     let mut maps = layers_by_heads("Detected heads", note, &format!("score, {measure}"), &layer, &head, scale, panels);
     maps.columns = 3;
-    Ok(maps.draw())
+    Ok(maps)
 }
 
 /// Composition ([`crate::composition::scores`]): earlier heads by later heads, of the kind with the largest score.
@@ -130,7 +147,7 @@ pub fn composition(frame: &DataFrame) -> Result<Figure> {
         columns: 1,
         scale: Scale::Sequential { low: baseline, high },
         value_name: "composition score".into(),
-        panels: vec![Panel { title: String::new(), rows: map, cells: Vec::new() }],
+        panels: vec![Panel { rows: map, ..Panel::default() }],
     }
     .draw())
 }

@@ -6,7 +6,7 @@ use super::canvas::Figure;
 use super::charts::{Bars, Line, Lines};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::Scale;
-use super::views::shown;
+use super::rows::shown;
 use crate::error::{Error, Result};
 
 /// Bars of single components; the others are one bar together.
@@ -136,7 +136,7 @@ impl Rows {
             columns: 1,
             scale: Scale::around_zero(heads.iter().map(|(.., x)| *x)),
             value_name: format!("share of the {}", self.kind()),
-            panels: vec![Panel { title: String::new(), rows: map, cells: Vec::new() }],
+            panels: vec![Panel { rows: map, ..Panel::default() }],
         })
     }
 }

@@ -245,9 +245,8 @@ impl Figure {
 
     /// What a notebook shows for this figure: evcxr calls it on the last expression of a cell.
     pub fn evcxr_display(&self) {
-        if let Ok(svg) = self.svg() {
-            // One line, so that no text in the picture can look like the end of the block.
-            println!("EVCXR_BEGIN_CONTENT text/html\n{}\nEVCXR_END_CONTENT", svg.replace(['\n', '\r'], " "));
+        if let (Ok(svg), Ok(png)) = (self.svg(), self.png()) {
+            crate::notebook::display(&[("image/svg+xml", svg), ("image/png", crate::notebook::base64(&png))]);
         }
     }
 }

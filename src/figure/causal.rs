@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use polars::prelude::*;
 
 use super::canvas::Figure;
-use super::charts::Bars;
+use super::charts::{Bars, Chart};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::Scale;
-use super::views::shown;
+use super::rows::shown;
 use crate::error::{Error, Result};
 
 /// Maps of single heads that are drawn, the strongest.
@@ -22,6 +22,14 @@ const MAX_BARS: usize = 30;
 /// # Errors
 /// A frame without those columns, sweeps or metric.
 pub fn patch(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Figure> {
+    Ok(patch_chart(frame, sweeps, metric)?.draw())
+}
+
+/// What [`patch`] draws.
+///
+/// # Errors
+/// As [`patch`].
+pub fn patch_chart(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Chart> {
     let select = Selection { group: "sweep", index: "pair", value: "effect" };
     let groups =
         sweeps.iter().map(|sweep| Ok((*sweep, select.rows(frame, sweep, metric)?))).collect::<Result<Vec<_>>>()?;
@@ -33,7 +41,7 @@ pub fn patch(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Figure>
         note: "0: nothing changed; 1: as in the run that the activation came from",
         value_name: format!("effect on {metric}"),
     };
-    draw(groups, caption)
+    Ok(chart(groups, caption))
 }
 
 /// Ablation ([`crate::ablate::frame`]): the change of one metric by every cell, of the first prompt or of all together.
@@ -41,6 +49,14 @@ pub fn patch(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Figure>
 /// # Errors
 /// A frame without those columns or that metric.
 pub fn ablate(frame: &DataFrame, metric: &str) -> Result<Figure> {
+    Ok(ablate_chart(frame, metric)?.draw())
+}
+
+/// What [`ablate`] draws.
+///
+/// # Errors
+/// As [`ablate`].
+pub fn ablate_chart(frame: &DataFrame, metric: &str) -> Result<Chart> {
     let method = frame.column("method")?.str()?.get(0).unwrap_or_default().to_string();
     let caption = Caption {
         title: format!("Ablation ({method})"),
@@ -55,11 +71,11 @@ pub fn ablate(frame: &DataFrame, metric: &str) -> Result<Figure> {
     sites.dedup();
     let select = Selection { group: "site", index: "prompt", value: "change" };
     let groups = sites.iter().map(|site| Ok((*site, select.rows(frame, site, metric)?))).collect::<Result<Vec<_>>>()?;
-    draw(groups, caption)
+    Ok(chart(groups, caption))
 }
 
 /// Ablated sets as bars: those that were chosen, then the random ones.
-fn sets(frame: &DataFrame, metric: &str, caption: Caption) -> Result<Figure> {
+fn sets(frame: &DataFrame, metric: &str, caption: Caption) -> Result<Chart> {
     let prompt: Vec<Option<u32>> = frame.column("prompt")?.u32()?.iter().collect();
     let wanted = if prompt.contains(&None) { None } else { Some(0) };
     let (what, control) = (frame.column("what")?.str()?, frame.column("control")?.bool()?);
@@ -73,7 +89,7 @@ fn sets(frame: &DataFrame, metric: &str, caption: Caption) -> Result<Figure> {
             (name, change, format!("{change:+.3}"))
         })
         .collect();
-    Ok(Bars { title: caption.title, note: caption.note.into(), value_name: caption.value_name, bars }.draw())
+    Ok(Chart::Bars(Bars { title: caption.title, note: caption.note.into(), value_name: caption.value_name, bars }))
 }
 
 /// Words around a picture.
@@ -114,8 +130,8 @@ impl Axes {
     }
 }
 
-/// Draws groups of cells that have the axes of the first one.
-fn draw(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Result<Figure> {
+/// A picture of groups of cells that have the axes of the first one.
+fn chart(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Chart {
     let axes = groups.first().map_or(Axes::Layers, |(_, rows)| Axes::of(rows));
     let all = groups.len();
     let groups: Vec<(&str, Vec<Row>)> = groups.into_iter().filter(|(_, rows)| Axes::of(rows) == axes).collect();
@@ -134,7 +150,7 @@ fn draw(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Result<Figure> {
         bars.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
         bars.truncate(MAX_BARS);
         let note = format!("{note}; the strongest neurons");
-        return Ok(Bars { title: caption.title, note, value_name: caption.value_name, bars }.draw());
+        return Chart::Bars(Bars { title: caption.title, note, value_name: caption.value_name, bars });
     }
     let rows = || groups.iter().flat_map(|(_, rows)| rows);
     let over = |f: fn(&Row) -> Option<u32>| rows().filter_map(f).max().map_or(0, |max| max as usize + 1);
@@ -164,7 +180,12 @@ fn draw(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Result<Figure> {
         }
         if panels.is_empty() || axes != Axes::Layers {
             let title = if axes == Axes::Layers { String::new() } else { name.to_string() };
-            panels.push(Panel { title, rows: vec![vec![f64::NAN; x.len()]; y.len()], cells: Vec::new() });
+            panels.push(Panel {
+                title,
+                rows: vec![vec![f64::NAN; x.len()]; y.len()],
+                spans: spans(rows, y.len(), x.len()),
+                ..Panel::default()
+            });
         }
         let Some(panel) = panels.last_mut() else { continue };
         for row in rows {
@@ -177,10 +198,13 @@ fn draw(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Result<Figure> {
                 _ => (layer, head),
             };
             panel.rows[line][column] = row.value;
+            if let (Some(span), Some(cells)) = (row.span, panel.spans.get_mut(line)) {
+                cells[column] = span;
+            }
         }
     }
     let reach = rows().map(|row| row.value.abs()).filter(|x| x.is_finite()).fold(0.0, f64::max);
-    Ok(HeatMaps {
+    Chart::Maps(HeatMaps {
         title: caption.title,
         note,
         x_name: x_name.into(),
@@ -194,29 +218,42 @@ fn draw(groups: Vec<(&str, Vec<Row>)>, caption: Caption) -> Result<Figure> {
         scale: Scale::Diverging { reach: if reach > 0.0 { reach } else { 1.0 } },
         value_name: caption.value_name,
         panels,
+    })
+}
+
+/// Room for intervals, where there are any.
+fn spans(rows: &[Row], height: usize, width: usize) -> Vec<Vec<(f64, f64)>> {
+    match rows.iter().any(|row| row.span.is_some()) {
+        true => vec![vec![(f64::NAN, f64::NAN); width]; height],
+        false => Vec::new(),
     }
-    .draw())
 }
 
 /// A map per head, the strongest first.
 fn edges(rows: &[Row], positions: usize) -> Vec<Panel> {
-    let mut maps: BTreeMap<(u32, u32), Vec<Vec<f64>>> = BTreeMap::new();
+    let mut maps: BTreeMap<(u32, u32), Panel> = BTreeMap::new();
     for row in rows {
         let (Some(head), Some(pos), Some(src)) = (row.head, row.pos, row.src) else { continue };
-        let map = maps.entry((row.layer, head)).or_insert_with(|| vec![vec![f64::NAN; positions]; positions]);
-        map[pos as usize][src as usize] = if src <= pos { row.value } else { f64::NAN };
+        let panel = maps.entry((row.layer, head)).or_insert_with(|| Panel {
+            title: format!("head {}.{head}", row.layer),
+            rows: vec![vec![f64::NAN; positions]; positions],
+            spans: spans(rows, positions, positions),
+            ..Panel::default()
+        });
+        let (pos, src) = (pos as usize, src as usize);
+        if src <= pos {
+            panel.rows[pos][src] = row.value;
+            if let (Some(span), Some(cells)) = (row.span, panel.spans.get_mut(pos)) {
+                cells[src] = span;
+            }
+        }
     }
     let strength =
         |map: &[Vec<f64>]| map.iter().flatten().filter(|x| x.is_finite()).fold(0.0_f64, |m, x| m.max(x.abs()));
-    let mut panels: Vec<(f64, Panel)> = maps
-        .into_iter()
-        .map(|((layer, head), rows)| {
-            let title = format!("head {layer}.{head}");
-            (strength(&rows), Panel { title, rows, cells: Vec::new() })
-        })
-        .collect();
-    panels.sort_by(|a, b| b.0.total_cmp(&a.0));
-    panels.into_iter().take(MAX_MAPS).map(|(_, panel)| panel).collect()
+    let mut panels: Vec<Panel> = maps.into_values().collect();
+    panels.sort_by(|a, b| strength(&b.rows).total_cmp(&strength(&a.rows)));
+    panels.truncate(MAX_MAPS);
+    panels
 }
 
 /// How a model answers pairs: the mean logit difference of each template, clean and corrupted.
@@ -260,6 +297,7 @@ struct Row {
     /// Whether it sums up several prompts.
     mean: bool,
     value: f64,
+    span: Option<(f64, f64)>,
 }
 
 /// Which columns say what a cell belongs to, and what is drawn of it.
@@ -279,6 +317,7 @@ impl Selection {
         let token = text("token").unwrap_or_else(|_| vec![None; frame.height()]);
         let (groups, metrics) = (text(self.group)?, text("metric")?);
         let value: Vec<Option<f64>> = frame.column(self.value)?.f64()?.iter().collect();
+        let (low, high) = (frame.column("low")?.f64()?, frame.column("high")?.f64()?);
         let wanted = if index.contains(&None) { None } else { Some(0) };
         let rows: Vec<Row> = (0..frame.height())
             .filter(|&i| index[i] == wanted && groups[i] == Some(group) && metrics[i] == Some(metric))
@@ -291,6 +330,7 @@ impl Selection {
                 token: token[i].map(str::to_string),
                 mean: wanted.is_none(),
                 value: value[i].unwrap_or(f64::NAN),
+                span: low.get(i).zip(high.get(i)),
             })
             .collect();
         if rows.is_empty() {

@@ -1,7 +1,7 @@
 //! Lines, bars and token strips.
 
 use super::canvas::{Anchor, Figure, text_width};
-use super::heatmap::{clip, number};
+use super::heatmap::{HeatMaps, clip, number};
 use super::palette::{GREY, INK, LINES, PALE, Rgb, Scale, ink_on};
 
 /// One line of a [`Lines`] chart.
@@ -31,6 +31,25 @@ pub struct Lines {
 }
 
 const FONT: u32 = 11;
+
+/// A picture that is one or the other, as its frame asks for.
+#[derive(Clone, Debug)]
+pub enum Chart {
+    /// Heat maps.
+    Maps(HeatMaps),
+    /// Bars.
+    Bars(Bars),
+}
+
+impl Chart {
+    /// Draws it.
+    pub fn draw(&self) -> Figure {
+        match self {
+            Chart::Maps(maps) => maps.draw(),
+            Chart::Bars(bars) => bars.draw(),
+        }
+    }
+}
 
 impl Lines {
     /// Draws the chart, a colour per line.

@@ -12,6 +12,8 @@ pub struct Panel {
     pub rows: Vec<Vec<f64>>,
     /// Text inside the cells, in the shape of `rows`, or empty.
     pub cells: Vec<Vec<String>>,
+    /// Intervals of the values, in the shape of `rows`, or empty; only pages show them.
+    pub spans: Vec<Vec<(f64, f64)>>,
 }
 
 /// Heat maps that share labels and colours.

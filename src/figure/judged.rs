@@ -7,8 +7,8 @@ use super::charts::{Line, Lines, Strip};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::{GREY, INK, LINES, PALE, PAPER, Rgb, Scale};
 use super::probed::above;
+use super::rows::shown;
 use super::scatter::Scatter;
-use super::views::shown;
 use crate::error::{Error, Result};
 use crate::probe::{Evaluated, View};
 
@@ -55,9 +55,9 @@ pub fn evaluated(frame: &DataFrame, classes: Option<&[String]>, all: &[Evaluated
         x: classes.to_vec(),
         y: classes.to_vec(),
         panels: vec![Panel {
-            title: String::new(),
             rows: confusion.counts.iter().map(share).collect(),
             cells: confusion.counts.iter().map(cells).collect(),
+            ..Panel::default()
         }],
         columns: 1,
         scale: Scale::Sequential { low: 0.0, high: 1.0 },

@@ -9,23 +9,25 @@ mod heatmap;
 mod judged;
 mod palette;
 mod probed;
+pub(crate) mod rows;
 mod scatter;
 mod steered;
 mod verified;
 mod views;
 
-pub use atlas::{composition, detection, heads, strongest_kind};
+pub use atlas::{composition, detection, detection_maps, head_maps, heads, strongest_kind};
 pub use attributed::{accumulated, attribution};
 pub use canvas::{Anchor, Figure};
-pub use causal::{ablate, pairs, patch};
-pub use charts::{Bars, Line, Lines, Strip};
+pub use causal::{ablate, ablate_chart, pairs, patch, patch_chart};
+pub use charts::{Bars, Chart, Line, Lines, Strip};
 pub use heatmap::{HeatMaps, Panel};
 pub use judged::{applied, evaluated, plane};
 pub use palette::{Rgb, Scale};
 pub use probed::probes;
+pub use rows::shown;
 pub use scatter::Scatter;
 pub use steered::steer;
 pub use verified::verified;
 pub use views::{
-    attention, capture, export, generate, lens, neurons, perplexity, predict, residual, shown, sites, tokens, training,
+    attention, capture, export, generate, lens, neurons, perplexity, predict, residual, sites, tokens, training,
 };

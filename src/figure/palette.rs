@@ -67,6 +67,15 @@ impl Scale {
 
     /// The colour of a value; beyond the ends it is that of the end.
     pub fn color(self, value: f64) -> Rgb {
+        self.along(value, ramp)
+    }
+
+    /// The same on a dark page: what was white is dark, what was darkest is brightest.
+    pub fn color_on_dark(self, value: f64) -> Rgb {
+        self.along(value, dark_ramp)
+    }
+
+    fn along(self, value: f64, ramp: impl Fn(f64, (f64, f64)) -> Rgb) -> Rgb {
         if value.is_nan() {
             return NO_NUMBER;
         }
@@ -95,6 +104,12 @@ fn ramp(at: f64, (a, b): (f64, f64)) -> Rgb {
     let lightness = 1.0 - 0.68 * at;
     let chroma = 0.145 * (std::f64::consts::PI * at.powf(0.85)).sin().max(0.0) + 0.05 * at;
     oklab(lightness, a * chroma, b * chroma)
+}
+
+/// Nearly black at 0, bright at 1.
+fn dark_ramp(at: f64, (a, b): (f64, f64)) -> Rgb {
+    let chroma = 0.13 * (std::f64::consts::PI * at.powf(0.8)).sin().max(0.0) + 0.03 * at;
+    oklab(0.23 + 0.65 * at, a * chroma, b * chroma)
 }
 
 /// OKLab to sRGB (Ottosson 2020).

@@ -6,6 +6,7 @@ use super::canvas::Figure;
 use super::charts::{Bars, Line, Lines, Strip};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::{PAPER, Scale};
+use super::rows::{Rows, labels, shown};
 use crate::error::{Error, Result};
 
 /// Positions that a picture shows at most; of longer prompts it shows the last ones and says so.
@@ -18,7 +19,7 @@ const MAX_TEXT_POSITIONS: usize = 48;
 /// # Errors
 /// A frame without the columns of attention, or without rows of `prompt`.
 pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (layer, head) = (rows.ints("layer")?, rows.ints("head")?);
     let (query, key) = (rows.ints("query")?, rows.ints("key")?);
     let (query_token, weight) = (rows.texts("query_token")?, rows.floats("weight")?);
@@ -26,14 +27,14 @@ pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
     let labels = labels(&query, &query_token, positions);
     let first = positions.saturating_sub(MAX_POSITIONS);
     let shown = positions - first;
-    let mut panels: Vec<(u32, Panel)> = Vec::new();
+    let mut panels: Vec<((u32, u32), Panel)> = Vec::new();
     for i in 0..rows.len() {
-        let panel = match panels.iter().position(|(h, _)| *h == head[i]) {
+        let panel = match panels.iter().position(|(of, _)| *of == (layer[i], head[i])) {
             Some(at) => &mut panels[at].1,
             None => {
                 let title = format!("head {}.{}", layer[i], head[i]);
                 let rows = vec![vec![f64::NAN; shown]; shown];
-                panels.push((head[i], Panel { title, rows, cells: Vec::new() }));
+                panels.push(((layer[i], head[i]), Panel { title, rows, ..Panel::default() }));
                 let last = panels.len() - 1;
                 &mut panels[last].1
             }
@@ -47,9 +48,17 @@ pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
     // The first position can only look at itself; its 1 would hide how the others differ in a diffuse layer.
     let others = panels.iter().flat_map(|panel| panel.rows.iter().skip(usize::from(first == 0))).flatten();
     let largest = others.copied().filter(|x| x.is_finite()).fold(0.0, f64::max);
-    let columns = (panels.len() as f64).sqrt().ceil() as usize;
+    let (first_layer, last_layer) =
+        (layer.iter().min().copied().unwrap_or(0), layer.iter().max().copied().unwrap_or(0));
+    let columns = match last_layer - first_layer {
+        0 => (panels.len() as f64).sqrt().ceil() as usize,
+        more => panels.len().div_ceil(more as usize + 1),
+    };
     Ok(HeatMaps {
-        title: format!("Attention of layer {}", layer.first().copied().unwrap_or(0)),
+        title: match last_layer - first_layer {
+            0 => format!("Attention of layer {first_layer}"),
+            _ => format!("Attention of layers {first_layer} to {last_layer}"),
+        },
         note: window_note(first, positions, "rows look at columns; each row adds up to 1"),
         x_name: "key: is looked at".into(),
         y_name: "query: looks".into(),
@@ -68,7 +77,7 @@ pub fn attention(frame: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// As [`attention`].
 pub fn neurons(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (pos, token) = (rows.ints("pos")?, rows.texts("token")?);
     let (neuron, activation) = (rows.ints("neuron")?, rows.floats("activation")?);
     let positions = pos.iter().max().map_or(0, |max| *max as usize + 1);
@@ -101,7 +110,7 @@ pub fn neurons(frame: &DataFrame, prompt: u32) -> Result<Figure> {
         columns: 1,
         scale: Scale::around_zero(scaled),
         value_name: "activation".into(),
-        panels: vec![Panel { title: String::new(), rows: map, cells: Vec::new() }],
+        panels: vec![Panel { rows: map, ..Panel::default() }],
     }
     .draw())
 }
@@ -111,7 +120,7 @@ pub fn neurons(frame: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// As [`attention`].
 pub fn residual(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (pos, token) = (rows.ints("pos")?, rows.texts("token")?);
     let (layer, site) = (rows.ints("layer")?, rows.texts("site")?);
     let (norm, cosine) = (rows.floats("norm")?, rows.floats("cosine")?);
@@ -145,7 +154,7 @@ pub fn residual(frame: &DataFrame, prompt: u32) -> Result<Figure> {
             columns: 1,
             scale,
             value_name: value_name.into(),
-            panels: vec![Panel { title: String::new(), rows, cells: Vec::new() }],
+            panels: vec![Panel { rows, ..Panel::default() }],
         }
         .draw()
     };
@@ -161,7 +170,7 @@ pub fn residual(frame: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// As [`attention`].
 pub fn lens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (pos, token, rank) = (rows.ints("pos")?, rows.texts("token")?, rows.ints("rank")?);
     let (layer, next, logprob) = (rows.ints("layer")?, rows.texts("next")?, rows.floats("logprob")?);
     let positions = pos.iter().max().map_or(0, |max| *max as usize + 1);
@@ -191,7 +200,7 @@ pub fn lens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
         columns: 1,
         scale: Scale::Sequential { low: 0.0, high: 1.0 },
         value_name: "probability".into(),
-        panels: vec![Panel { title: String::new(), rows: map, cells }],
+        panels: vec![Panel { rows: map, cells, ..Panel::default() }],
     }
     .draw())
 }
@@ -201,7 +210,7 @@ pub fn lens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// As [`attention`].
 pub fn predict(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (pos, token) = (rows.ints("pos")?, rows.texts("token")?);
     let (next, logprob) = (rows.texts("next")?, rows.floats("logprob")?);
     let last = pos.iter().max().copied().unwrap_or(0);
@@ -224,7 +233,7 @@ pub fn predict(frame: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// As [`attention`].
 pub fn tokens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(frame, prompt)?;
+    let rows = Rows::of(frame, prompt)?;
     let (id, token) = (rows.ints("token_id")?, rows.texts("token")?);
     let tokens = id.iter().zip(&token).map(|(id, token)| (shown(token), id.to_string(), PAPER));
     Ok(Strip { title: format!("{} tokens", rows.len()), tokens: tokens.take(2000).collect() }.draw())
@@ -253,7 +262,7 @@ pub fn generate(frame: &DataFrame) -> Result<Figure> {
 /// # Errors
 /// A frame without the columns of the list of sites.
 pub fn sites(frame: &DataFrame) -> Result<Figure> {
-    let rows = Selected::all(frame);
+    let rows = Rows::all(frame);
     let (site, bytes) = (rows.texts("site")?, rows.floats("bytes_per_token")?);
     let axes = rows.texts("axes")?;
     // One layer stands for all: they are alike.
@@ -276,7 +285,7 @@ pub fn sites(frame: &DataFrame) -> Result<Figure> {
 /// # Errors
 /// A frame without the columns of a capture's summary.
 pub fn capture(summary: &DataFrame, prompt: u32) -> Result<Figure> {
-    let rows = Selected::of(summary, prompt)?;
+    let rows = Rows::of(summary, prompt)?;
     let (site, pos, token) = (rows.texts("site")?, rows.ints("pos")?, rows.texts("token")?);
     let rms = rows.floats("rms")?;
     let positions = pos.iter().max().map_or(0, |max| *max as usize + 1);
@@ -304,7 +313,7 @@ pub fn capture(summary: &DataFrame, prompt: u32) -> Result<Figure> {
         columns: 1,
         scale,
         value_name: "log10 of the root mean square".into(),
-        panels: vec![Panel { title: String::new(), rows: map, cells: Vec::new() }],
+        panels: vec![Panel { rows: map, ..Panel::default() }],
     }
     .draw())
 }
@@ -314,7 +323,7 @@ pub fn capture(summary: &DataFrame, prompt: u32) -> Result<Figure> {
 /// # Errors
 /// A frame without their statistics.
 pub fn export(frame: &DataFrame) -> Result<Figure> {
-    let rows = Selected::all(frame);
+    let rows = Rows::all(frame);
     let (site, norm, most) = (rows.texts("site")?, rows.floats("mean_norm")?, rows.floats("max_norm")?);
     let bar = |i: usize| (site[i].clone(), norm[i], format!("{:.2}, at most {:.2}", norm[i], most[i]));
     Ok(Bars {
@@ -331,7 +340,7 @@ pub fn export(frame: &DataFrame) -> Result<Figure> {
 /// # Errors
 /// A frame without the columns of training.
 pub fn training(frame: &DataFrame) -> Result<Figure> {
-    let rows = Selected::all(frame);
+    let rows = Rows::all(frame);
     let (step, split, loss) = (rows.ints("step")?, rows.texts("split")?, rows.floats("loss")?);
     let line = |name: &str| Line {
         name: name.into(),
@@ -353,7 +362,7 @@ pub fn training(frame: &DataFrame) -> Result<Figure> {
 /// # Errors
 /// A frame without its columns.
 pub fn perplexity(frame: &DataFrame) -> Result<Figure> {
-    let rows = Selected::all(frame);
+    let rows = Rows::all(frame);
     let (model, text) = (rows.texts("model")?, rows.texts("text")?);
     let (bits, perplexity) = (rows.floats("bits_per_byte")?, rows.floats("perplexity")?);
     let bar = |i: usize| {
@@ -382,60 +391,5 @@ fn window_note(first: usize, positions: usize, note: &str) -> String {
     match first {
         0 => note.to_string(),
         _ => format!("{note}; the last {} of {positions} positions", positions - first),
-    }
-}
-
-/// One label per position.
-fn labels(pos: &[u32], token: &[String], positions: usize) -> Vec<String> {
-    let mut labels = vec![String::new(); positions];
-    for (pos, token) in pos.iter().zip(token) {
-        if labels[*pos as usize].is_empty() {
-            labels[*pos as usize] = shown(token);
-        }
-    }
-    labels
-}
-
-/// A token with its white space visible.
-pub fn shown(token: &str) -> String {
-    let visible = token.replace(' ', "·").replace('\n', "↵").replace('\t', "→");
-    if visible.is_empty() { "□".into() } else { visible }
-}
-
-/// The rows of one prompt.
-struct Selected {
-    frame: DataFrame,
-}
-
-impl Selected {
-    fn of(frame: &DataFrame, prompt: u32) -> Result<Self> {
-        let mask = frame.column("prompt")?.u32()?.equal(prompt);
-        let frame = frame.filter(&mask)?;
-        if frame.height() == 0 {
-            return Err(Error::request(format!("the frame has no prompt {prompt}")));
-        }
-        Ok(Self { frame })
-    }
-
-    fn all(frame: &DataFrame) -> Self {
-        Self { frame: frame.clone() }
-    }
-
-    fn len(&self) -> usize {
-        self.frame.height()
-    }
-
-    fn ints(&self, name: &str) -> Result<Vec<u32>> {
-        Ok(self.frame.column(name)?.cast(&DataType::UInt32)?.u32()?.iter().map(|x| x.unwrap_or(0)).collect())
-    }
-
-    /// Null becomes NaN.
-    fn floats(&self, name: &str) -> Result<Vec<f64>> {
-        let column = self.frame.column(name)?.cast(&DataType::Float64)?;
-        Ok(column.f64()?.iter().map(|x| x.unwrap_or(f64::NAN)).collect())
-    }
-
-    fn texts(&self, name: &str) -> Result<Vec<String>> {
-        Ok(self.frame.column(name)?.str()?.iter().map(|x| x.unwrap_or_default().to_string()).collect())
     }
 }

@@ -7,6 +7,7 @@
 
 mod applied;
 mod controls;
+mod features;
 mod fitted;
 mod judge;
 mod layers;
@@ -21,6 +22,7 @@ mod view;
 
 pub use applied::{Evaluated, applied, evaluated};
 pub use controls::{control_task, selectivity, shuffled};
+pub use features::features;
 pub use fitted::{Fitting, Probe};
 pub use judge::{Score, judge};
 pub use layers::{Kept, Options, Studied, Study, layers};

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use interp::labelled::Row;
 use interp::probe;
 use interp::probe::saved;
-use interp::{Error, Plan, Result, figure};
+use interp::{Error, Plan, Result, figure, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use super::super::args::{Global, Text};
 use super::super::bench::Bench;
 use super::super::report::{How, Outcome, Report};
 use super::eval::{at_sites, chosen};
-use super::source::{features, stamp};
+use super::source::stamp;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -43,7 +43,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let place = |prompt: usize, pos: usize| Row { prompt: prompt as u32, pos: pos as u32, ..Row::default() };
     let rows: Vec<Row> =
         (0..tokens.len()).flat_map(|prompt| (0..tokens.row(prompt).len()).map(move |pos| place(prompt, pos))).collect();
-    let features = features(&bench.model, &sites, &tokens, &rows)?;
+    let features = probe::features(&bench.model, &sites, &tokens, &rows)?;
     let mut frame = None;
     for (kept, x) in kept.iter().zip(&features) {
         let own = probe::applied(&saved.name, kept, saved.classes.as_deref(), &tokens, x)?;
@@ -51,6 +51,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let frame: DataFrame = frame.ok_or_else(|| Error::Bug("no probe".into()))?;
     let outcome = Outcome {
+        page: vec![page::applied(&frame)?],
         figure: figure::applied(&frame)?,
         summary: summary(&frame)?,
         frame,

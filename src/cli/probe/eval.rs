@@ -70,6 +70,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let (frame, found) = probe::evaluated(&saved.name, &kept, &features, &labels, global.seed)?;
     let confusion = |(site, own): (&Site, &Evaluated)| json!({ "site": site.to_string(), "counts": own.confusion.as_ref().map(|confusion| &confusion.counts) });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::evaluated(&frame, saved.classes.as_deref(), &found)?,
         summary: summary(&frame, saved, &kept)?,
         frame,

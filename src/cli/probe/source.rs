@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use interp::dataset::documents;
 use interp::dataset::reader::Dataset;
-use interp::labelled::{Kind, Row, positions};
+use interp::labelled::{Kind, Row};
 use interp::probe::saved::Stamp;
 use interp::probe::{self, At};
 use interp::target::Target;
@@ -14,7 +14,7 @@ use interp::{Error, Gpt2, Result, Site, gather, memory};
 use ndarray::Array2;
 
 use super::super::args::Global;
-use super::super::bench::{Bench, batches};
+use super::super::bench::Bench;
 use super::super::request;
 
 #[derive(clap::Args, Debug)]
@@ -171,8 +171,8 @@ impl Args {
         }
         match opened.from {
             From::Text { tokens, rows, targets } => {
-                let features = features(&bench.model, sites, &tokens, &rows)?;
-                let random = other.map(|model| self::features(model, sites, &tokens, &rows)).transpose()?;
+                let features = probe::features(&bench.model, sites, &tokens, &rows)?;
+                let random = other.map(|model| probe::features(model, sites, &tokens, &rows)).transpose()?;
                 Ok(Given { rows, features, random, tokens: Some(tokens), targets })
             }
             From::Data(data) => {
@@ -226,15 +226,4 @@ fn task(name: &str) -> Result<Task> {
 /// A file's name without its folder and ending.
 pub fn short(name: &str) -> String {
     Path::new(name).file_stem().map_or_else(|| name.to_string(), |stem| stem.to_string_lossy().into_owned())
-}
-
-/// The activations at the positions of rows, `[row, d]` per site.
-pub fn features(model: &Gpt2, sites: &[Site], tokens: &Tokens, rows: &[Row]) -> Result<Vec<Array2<f32>>> {
-    let chosen = positions(rows, tokens.len());
-    let mut all = vec![Vec::new(); sites.len()];
-    for (first, batch) in batches(tokens) {
-        gather::read_rows(model, sites, &batch, &chosen[first..first + batch.len()], &mut all)?;
-    }
-    let table = |values: Vec<f32>| Array2::from_shape_vec((rows.len(), values.len() / rows.len().max(1)), values);
-    all.into_iter().map(|values| table(values).map_err(|e| Error::Bug(e.to_string()))).collect()
 }

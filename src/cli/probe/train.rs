@@ -110,6 +110,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     bench.source.digests()?; // weights that are not what they should be leave no probes
     saved::save(report.dir(), &stamp, &saved)?;
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::probes(&frame)?,
         summary: summary(&Summary::of(&frame)?),
         frame,

@@ -42,6 +42,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let told = |(site, view): (&Site, &View)| json!({ "site": site.to_string(), "explained": view.explained, "adjusted_rand_index": view.agreement });
     let outcome = Outcome {
+        page: Vec::new(),
         figure: figure::plane(&views)?,
         summary: summary(&name, &sites, &views),
         frame: frame.ok_or_else(|| Error::Bug("no site".into()))?,

@@ -1,0 +1,3 @@
+//! `interp`, as one library that all cells of a notebook share.
+
+pub use interp::*;
