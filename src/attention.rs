@@ -6,7 +6,7 @@ use polars::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::frame;
-use crate::gpt2::Gpt2;
+use crate::gpt2::{Gpt2, LogitsAt};
 use crate::plan::{Plan, Trace};
 use crate::site::Site;
 use crate::tokens::Tokens;
@@ -32,12 +32,56 @@ pub fn patterns(model: &Gpt2, tokens: &Tokens, layer: usize) -> Result<DataFrame
 /// As [`Plan::run`].
 pub fn of_layers(model: &Gpt2, tokens: &Tokens, layers: Range<usize>) -> Result<DataFrame> {
     let plan = Plan::new().reads(layers.clone().map(Site::Pattern)).until(layers.end);
-    let trace = plan.run(model, tokens)?;
+    from_layers(&plan.run(model, tokens)?, layers, None)
+}
+
+/// [`of_layers`] of a run that read these patterns, of all heads or of some.
+///
+/// # Errors
+/// [`crate::Error::NotRead`] for a run that did not, [`Error::Request`] for no layer.
+pub fn from_layers(trace: &Trace, layers: Range<usize>, heads: Option<&[usize]>) -> Result<DataFrame> {
     let mut stacked = None;
     for layer in layers {
-        frame::append(&mut stacked, from_trace(&trace, layer, None)?)?;
+        frame::append(&mut stacked, from_trace(trace, layer, heads)?)?;
     }
     stacked.ok_or_else(|| Error::request("no layer was asked for"))
+}
+
+/// The pattern of one head on one prompt, without what a frame says in every row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pattern {
+    /// Its layer.
+    pub layer: usize,
+    /// Which head of it.
+    pub head: usize,
+    /// Weights by query, then by key up to the query: `n·(n + 1) / 2` of a prompt of `n` tokens.
+    pub weights: Vec<f32>,
+}
+
+/// The patterns of all heads of a model on one prompt.
+///
+/// # Errors
+/// As [`Plan::run`], and [`Error::Request`] for several prompts.
+pub fn of_prompt(model: &Gpt2, tokens: &Tokens) -> Result<Vec<Pattern>> {
+    if tokens.len() != 1 {
+        return Err(Error::request(format!("{} prompts; patterns are taken of one", tokens.len())));
+    }
+    let (layers, n) = (model.config().n_layer, tokens.longest());
+    let mut patterns = Vec::new();
+    Plan::new().reads((0..layers).map(Site::Pattern)).logits(LogitsAt::None).run_each(
+        model,
+        tokens,
+        &mut |site, value| {
+            let map = frame::to_f32(value)?;
+            for (head, map) in map.chunks_exact(n * n).enumerate() {
+                let weights =
+                    map.chunks_exact(n).enumerate().flat_map(|(query, row)| row[..=query].iter().copied()).collect();
+                patterns.push(Pattern { layer: site.layer().unwrap_or(0), head, weights });
+            }
+            Ok(())
+        },
+    )?;
+    Ok(patterns)
 }
 
 /// Bytes that a frame of patterns takes, about, with the tokens' text.

@@ -39,7 +39,7 @@
 //! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`], which holds analyses against published figures, and [`agreement`], which holds
 //!    devices against each other
 //!
-//! The library never prints, keeps no global state and draws randomness only from seeds. It touches the disk only in
+//! The library never prints (but for what a notebook asks it to show), keeps no global state and draws randomness only from seeds. It touches the disk only in
 //! functions named `load`, `save`, `open`, `read`, `write`, `remove`, `find` or `download`.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]

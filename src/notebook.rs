@@ -18,7 +18,7 @@ use crate::error::{Error, Result, printable};
 use crate::gpt2::Gpt2;
 use crate::page::escaped;
 use crate::text::Tokenizer;
-use crate::weights::{Checkpoint, Places, find, read_small};
+use crate::weights::{Checkpoint, Expected, Places, check_vocabulary, find, promised, read_small, sha256};
 
 /// Rows of a frame that a notebook shows.
 const ROWS: usize = 20;
@@ -47,12 +47,24 @@ pub fn open(name: &str) -> Result<(Gpt2, Tokenizer)> {
         return Ok((embedded::model()?, embedded::tokenizer()?));
     }
     let files = find(name, &Places::from_env()?, &mut ())?;
+    for file in files.weights.iter().chain(&files.tokenizer) {
+        let Some(Expected::Sha256(promised)) = promised(file) else { continue };
+        let found = sha256(file)?;
+        if found != promised {
+            let what =
+                format!("sha256 is {found}, but the cache promises {promised}; delete the file and download it again");
+            return Err(Error::data(file, what));
+        }
+    }
     let config = Config::parse(&read_small(&files.config, 1 << 20)?, &files.config)?;
     let loaded = Checkpoint::open(&files.weights, &config)?.load(DType::F32, &Device::Cpu)?;
-    match &files.tokenizer {
-        Some(path) => Ok((loaded.model, Tokenizer::load(path)?)),
-        None => Err(Error::Missing(format!("{name}: no tokenizer beside the model"))),
+    if let Some(first) = loaded.not_finite.first() {
+        return Err(Error::data(&files.config, format!("{first} holds values that are not finite")));
     }
+    let path = files.tokenizer.ok_or_else(|| Error::Missing(format!("{name}: no tokenizer beside the model")))?;
+    let tokenizer = Tokenizer::load(&path)?;
+    check_vocabulary(Some(&tokenizer), &config)?;
+    Ok((loaded.model, tokenizer))
 }
 
 /// A frame, ready to be shown.

@@ -1,7 +1,8 @@
 //! Interactive pages in a real browser: pointer, keys, numbers as in the frame, hostile text, no network.
 //!
 //! This is a program of its own instead of libtest's, because it says on the terminal whether a browser was there: one is
-//! taken from INTERP_BROWSER or found as chromium on the path, and without one nothing here is tested.
+//! taken from INTERP_BROWSER or found as chromium on the path, and without one nothing here is tested. INTERP_SCREENSHOTS=DIR
+//! keeps a picture of the last page of each test, to be looked at.
 
 #[path = "common/browser.rs"]
 mod browser;
@@ -33,7 +34,11 @@ const TESTS: [Test; 10] = [
 ];
 
 fn main() {
-    let filter = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
+    let asked = Asked::parse(std::env::args().skip(1));
+    if asked.list {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return;
+    }
     let Some(program) = browser::find() else {
         println!(
             "pages: no browser here (INTERP_BROWSER is not set, no chromium on the path): {} tests not run",
@@ -42,20 +47,54 @@ fn main() {
         return;
     };
     println!("pages: in {}", program.display());
+    let pictures = std::env::var_os("INTERP_SCREENSHOTS");
     let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(&filter)) {
+    let chosen: Vec<&Test> = TESTS.iter().filter(|(name, _)| asked.wants(name)).collect();
+    for (name, test) in &chosen {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut browser = Browser::start(&program);
             test(&mut browser);
             let complaints = browser.complaints();
             assert!(complaints.is_empty(), "{complaints:?}");
+            if let Some(dir) = &pictures {
+                std::fs::write(Path::new(dir).join(format!("{name}.png")), browser.screenshot()).unwrap();
+            }
         }));
         println!("page test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
         failed += usize::from(outcome.is_err());
     }
+    println!("pages: {} of {} run, {failed} failed", chosen.len(), TESTS.len());
     if failed > 0 {
-        println!("pages: {failed} failed");
         std::process::exit(1);
+    }
+}
+
+/// What libtest's options ask for, as far as it concerns these tests.
+#[derive(Default)]
+struct Asked {
+    list: bool,
+    only: Vec<String>,
+    skip: Vec<String>,
+}
+
+impl Asked {
+    fn parse(mut words: impl Iterator<Item = String>) -> Self {
+        let mut asked = Self::default();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--list" => asked.list = true,
+                "--skip" => asked.skip.extend(words.next()),
+                "--test-threads" | "--color" | "--format" | "--logfile" | "-Z" => drop(words.next()),
+                _ if word.starts_with('-') => {}
+                _ => asked.only.push(word),
+            }
+        }
+        asked
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        let holds = |words: &[String]| words.iter().any(|word| name.contains(word.as_str()));
+        (self.only.is_empty() || holds(&self.only)) && !holds(&self.skip)
     }
 }
 
@@ -142,13 +181,13 @@ fn attention(browser: &mut Browser) {
     let run = Run::new("attention --layer all", &[PROMPT]);
     let weight = weights(&run.frame("frame.parquet"));
     browser.open(&run.page(), "");
-    assert_eq!(browser.text("#head-name"), "Head 0.0");
+    assert_eq!(browser.text(".head-name"), "Head 0.0");
     assert_eq!(browser.eval("document.querySelectorAll('.thumb').length"), 24);
 
     // Every token of a head, looked at by pointer: the six strongest, in their order, with their weights.
     browser.click("document.querySelector('[data-head=\"3.2\"]')", None);
     assert_eq!(
-        (browser.text("#head-name").as_str(), browser.eval("location.hash").as_str().unwrap()),
+        (browser.text(".head-name").as_str(), browser.eval("location.hash").as_str().unwrap()),
         ("Head 3.2", "#3.2")
     );
     for query in [2_u32, 9, 14] {
@@ -181,16 +220,20 @@ fn attention(browser: &mut Browser) {
     // Layers and heads by key; at the edge nothing happens.
     for (key, wanted) in [("j", "4.2"), ("l", "4.3"), ("l", "4.3"), ("h", "4.2"), ("k", "3.2"), ("k", "2.2")] {
         browser.key(key);
-        assert_eq!(browser.text("#head-name"), format!("Head {wanted}"), "{key}");
+        assert_eq!(browser.text(".head-name"), format!("Head {wanted}"), "{key}");
     }
+    // Letters are for those who are there.
+    browser.eval("document.activeElement.blur()");
+    browser.key("j");
+    assert_eq!(browser.text(".head-name"), "Head 2.2");
     browser.eval("document.querySelector('.thumb[aria-pressed=\"true\"]').focus()");
     browser.key("ArrowRight");
-    assert_eq!(browser.text("#head-name"), "Head 2.3");
+    assert_eq!(browser.text(".head-name"), "Head 2.3");
     assert_eq!(browser.eval("document.activeElement.dataset.head"), "2.3");
 
     // A deep link, and the large map by pointer and by arrow keys.
     browser.open(&run.page(), "#5.1");
-    assert_eq!(browser.text("#head-name"), "Head 5.1");
+    assert_eq!(browser.text(".head-name"), "Head 5.1");
     let canvas = "document.querySelector('.attention .grid canvas')";
     for (query, key) in [(0, 0), (7, 3), (14, 14)] {
         let place = cell(browser, canvas, (query, 15), (key, 15));
@@ -211,6 +254,17 @@ fn attention(browser: &mut Browser) {
     assert_eq!(browser.text("#spoken"), lines.join(", "));
     browser.key("Enter");
     assert!(browser.text(".asked").contains("at 1 looks at"));
+
+    // What an edit makes of a pattern is shown as it is, beyond 1 too.
+    let edits = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+    std::fs::write(edits.path(), r#"{"edit": [{"site": "pattern.0", "op": "scale", "value": 2}]}"#).unwrap();
+    let edited = Run::new(&format!("attention --layer 0 --edit {}", edits.path().display()), &[PROMPT]);
+    let weight = weights(&edited.frame("frame.parquet"));
+    browser.open(&edited.page(), "#0.1");
+    let place = cell(browser, canvas, (14, 15), (10, 15));
+    browser.hover(canvas, Some(place));
+    let shown = number(&tip(browser)[0]);
+    assert!(shown > 1.5 && same(shown, weight[&(0, 1, 14, 10)], 6e-5), "{shown} {}", weight[&(0, 1, 14, 10)]);
 
     // Several prompts.
     let two = Run::new("attention --layer 1 --head 0,2", &[PROMPT, "The key near the doors is"]);
@@ -260,6 +314,17 @@ fn lens(browser: &mut Browser) {
     assert!(before != after && browser.text(".legend .soft") == "entropy");
     browser.click("[...document.querySelectorAll('button')].find((b) => b.textContent.startsWith('rank'))", None);
     assert!(browser.eval(&picture) != after);
+
+    // A map that is wider than the page follows the keys.
+    let long = Run::new("lens --top 2", &[&format!("{PROMPT} {PROMPT} {PROMPT}")]);
+    browser.open(&long.page(), "");
+    browser.eval(&format!("{canvas}.focus()"));
+    for _ in 0..35 {
+        browser.key("ArrowRight");
+    }
+    assert!(tip(browser)[0].contains("at 34,"), "{:?}", tip(browser));
+    let sides = browser.eval("(() => { const t = document.getElementById('tip').getBoundingClientRect(); return [document.querySelector('.grid').scrollLeft, t.left, innerWidth - t.right, t.top, innerHeight - t.bottom]; })()");
+    assert!(sides.as_array().unwrap().iter().all(|side| side.as_f64().unwrap() > 0.0), "{sides}");
 }
 
 fn sweeps(browser: &mut Browser) {
@@ -287,7 +352,15 @@ fn sweeps(browser: &mut Browser) {
     }
     let place = cell(browser, canvas, (3, 6), (2, 4));
     browser.click(canvas, Some(place));
-    assert_eq!(browser.text("#head-name"), "Head 3.2");
+    assert_eq!(browser.text(".head-name"), "Head 3.2");
+    assert_eq!(browser.eval("document.activeElement.dataset.head"), "3.2", "whoever goes there by keys is there");
+
+    // What was not run is grey and says so, instead of looking like no effect.
+    let some = Run::new("patch --pairs tiny-ioi --num-pairs 2 --layer 3-5 --sweep attn_head_out_all_pos", &[]);
+    browser.open(&some.page(), "");
+    let place = cell(browser, canvas, (0, 6), (1, 4));
+    browser.hover(canvas, Some(place));
+    assert!(tip(browser)[0].ends_with("no number"));
 
     // Edges: a map per head, whose title is the head.
     let command = "patch --pairs tiny-ioi --template 0 --num-pairs 1 --layer 0 --sweep attn_head_pattern_dest_src_pos";
@@ -296,7 +369,7 @@ fn sweeps(browser: &mut Browser) {
     let title = browser.text(".maps figcaption");
     let place = cell(browser, canvas, (5, 15), (2, 15));
     browser.click(canvas, Some(place));
-    assert_eq!(browser.text("#head-name").to_lowercase(), title);
+    assert_eq!(browser.text(".head-name").to_lowercase(), title);
 
     // The atlas, and ablation.
     let atlas = Run::new("heads", &[]);
@@ -314,6 +387,9 @@ fn sweeps(browser: &mut Browser) {
     let of_all: Vec<u32> = ints(&frame, "prompt");
     let i = of_all.iter().position(|prompt| *prompt == u32::MAX).unwrap();
     assert!(same(number(&shown), floats(&frame, "change")[i], 6e-4), "{shown}");
+    // A set without random ones beside it is a bar, too.
+    browser.open(&Run::new("ablate --pairs tiny-ioi --num-pairs 2 --together", &[]).page(), "");
+    assert_eq!(browser.eval("document.querySelectorAll('.bars-row').length"), 1);
 }
 
 fn strips(browser: &mut Browser) {
@@ -380,7 +456,7 @@ fn report(browser: &mut Browser) {
     browser.open(&run.page(), "#3.3");
     assert_eq!(browser.texts("h2"), ["Predictions", "Logit lens", "Attention", "Direct logit attribution", "Neurons"]);
     assert_eq!(browser.text("h1"), format!("report: {PROMPT}"));
-    assert_eq!(browser.text("#head-name"), "Head 3.3", "a deep link");
+    assert_eq!(browser.text(".head-name"), "Head 3.3", "a deep link");
     let frame = run.frame("frame.parquet");
     let last: Vec<usize> = (0..frame.height()).filter(|i| ints(&frame, "pos")[*i] == 14).collect();
     let shown: Vec<f64> =
@@ -392,7 +468,7 @@ fn report(browser: &mut Browser) {
     browser.click("[...document.querySelectorAll('button.link')][0]", None);
     let name = browser.eval("document.querySelector('button.link').parentElement.querySelector('.word').textContent");
     let head = name.as_str().unwrap().trim_start_matches("head.").to_string();
-    assert_eq!(browser.text("#head-name"), format!("Head {head}"));
+    assert_eq!(browser.text(".head-name"), format!("Head {head}"));
     // How it was made.
     let run_json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(run.dir.path().join("run.json")).unwrap()).unwrap();

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U32": "<u4", "I8": "i1", "U8": "u1", "BOOL": "?"}
+# Which commands keep arrays beside their frame, and where.
+_ARRAYS = {"probe": "probes.safetensors", "steer": "directions.safetensors"}
 
 
 def load(path: str | Path) -> Run | Dataset:
@@ -39,8 +41,8 @@ class Run:
 
     @property
     def frames(self) -> dict[str, pa.Table]:
-        """Every frame by its file's name; `frame` is the main one."""
-        return {file.stem: pq.read_table(file) for file in sorted(self.path.glob("*.parquet"))}
+        """Every frame of the run by its file's name; `frame` is the main one."""
+        return {Path(name).stem: pq.read_table(self.path / name) for name in self.meta.get("frames", ["frame.parquet"])}
 
     @property
     def frame(self) -> pa.Table:
@@ -50,9 +52,9 @@ class Run:
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """Arrays of a wide capture by site, `[row, d]`; of probes and directions by the names in their file."""
-        files = sorted(self.path.glob("*.safetensors"))
-        if files:
-            return {name: array for file in files for name, array in read_safetensors(file).items()}
+        file = _ARRAYS.get(self.meta["command"])
+        if file is not None:
+            return read_safetensors(self.path / file)
         return {name: _matrix(column) for name, column in _wide(self.frame)}
 
     def polars(self):
@@ -65,9 +67,11 @@ class Run:
         """The frame as pandas has it."""
         return self.frame.to_pandas()
 
-    def _repr_html_(self) -> str:
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        """The figure, as a picture that can run nothing."""
         svg = self.path / "figure.svg"
-        return svg.read_text(encoding="utf-8") if svg.is_file() else f"<code>{self!r}</code>"
+        shown = {"image/svg+xml": svg.read_text(encoding="utf-8")} if svg.is_file() else {}
+        return {"text/plain": repr(self), **shown}
 
     def __repr__(self) -> str:
         model = self.meta.get("model", {}).get("name")

@@ -32,7 +32,7 @@ class Reading(unittest.TestCase):
             self.assertEqual(found["next"], wanted["next"])
             self.assertAlmostEqual(found["logit"], wanted["logit"], places=5)
         self.assertEqual(run.meta["model"]["weights_sha256"], said["run"]["model"]["weights_sha256"])
-        self.assertIn("<svg", run._repr_html_())
+        self.assertIn("<svg", run._repr_mimebundle_()["image/svg+xml"])
 
     def test_other_frames_are_there_too(self):
         run = interp.run("report", "--prompt", PROMPT, out=self.dir / "report")
@@ -56,6 +56,8 @@ class Reading(unittest.TestCase):
 
     def test_probes_and_directions_are_arrays(self):
         run = interp.run("probe", "train", "tiny-number", "--site", "resid_post.1", out=self.dir / "probe")
+        captured = interp.run("capture", "--wide", "--site", "z.0", "--prompt", PROMPT, out=self.dir / "wide")
+        self.assertEqual(set(captured.arrays), {"z.0"})
         self.assertTrue(run.arrays and all(np.isfinite(array).all() for array in run.arrays.values()))
         try:
             from safetensors.numpy import load_file

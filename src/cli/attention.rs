@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use interp::figure;
 use interp::site::{Site, resolve_index, resolve_layer};
-use interp::{Error, Result, attention, frame, memory, page};
+use interp::{Result, attention, memory, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
@@ -38,13 +38,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         _ => format!("layers {}-{}", layers.start, layers.end - 1),
     };
     let report = Report::begin("attention", global, &format!("{named} {}", bench.name(&tokens)))?;
-    let (frame, applied) = bench.run(&plan, &tokens, |trace| {
-        let mut stacked = None;
-        for layer in layers.clone() {
-            frame::append(&mut stacked, attention::from_trace(trace, layer, heads.as_deref())?)?;
-        }
-        stacked.ok_or_else(|| Error::Bug("no layer".into()))
-    })?;
+    let (frame, applied) =
+        bench.run(&plan, &tokens, |trace| attention::from_layers(trace, layers.clone(), heads.as_deref()))?;
     let layer = if layers.len() == 1 { json!(layers.start) } else { layers.collect() };
     let outcome = Outcome {
         page: vec![page::attention(&frame)?],
@@ -70,8 +65,11 @@ fn place(args: &Args, layers: usize, heads: usize) -> Result<(Range<usize>, Opti
             let named = resolve_layer(number(in_layer)?, layers)?;
             match &wanted {
                 Some(wanted) if *wanted != (named..named + 1) => {
-                    let layer = args.layer.as_deref().map_or_else(|| wanted.start.to_string(), str::to_string);
-                    return Err(request(format!("--head {text} is not in layer {layer}")));
+                    let fault = match wanted.len() {
+                        1 => format!("--head {text} is not in layer {}", wanted.start),
+                        _ => format!("--head {text} is of one layer, and --layer names several; give --head H"),
+                    };
+                    return Err(request(fault));
                 }
                 _ => wanted = Some(named..named + 1),
             }

@@ -27,7 +27,7 @@ pub struct Args {
     /// How finely the model is taken apart: component, head or neuron [default: head, with --neurons neuron].
     #[arg(long, value_name = "LEVEL", conflicts_with = "accumulated")]
     by: Option<String>,
-    /// How many neurons have a row of their own, the strongest; the others are one row [default: 50].
+    /// How many neurons have a row of their own, the strongest; the others are one row per layer [default: 50].
     #[arg(long, value_name = "K", conflicts_with = "accumulated")]
     neurons: Option<usize>,
     /// The logit (difference) that the model would have if it stopped at each layer.

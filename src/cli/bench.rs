@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
+use interp::page::{self, Block};
 use interp::plan::Applied;
-use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, memory};
+use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, attention, memory};
 use polars::prelude::DataFrame;
 
 use super::args::{Edits, Global, Text};
 use super::prompts::{read_prompts, truncated};
-use super::source::{Source, check_vocabulary, open_files};
+use super::source::{Source, open_files};
 
 /// Padded tokens that pass through the model at once.
 const BATCH_TOKENS: usize = 8192;
@@ -38,7 +39,7 @@ impl Bench {
         if let Some(limit) = &global.memory {
             memory::check("loading the weights", checkpoint.memory(dtype), Some(memory::parse(limit)?))?;
         }
-        check_vocabulary(tokenizer.as_ref(), checkpoint.config())?;
+        interp::weights::check_vocabulary(tokenizer.as_ref(), checkpoint.config())?;
         let loaded = checkpoint.load(dtype, &device)?;
         if let Some(first) = loaded.not_finite.first() {
             let message =
@@ -144,6 +145,25 @@ impl Bench {
         let frame = stacked.ok_or_else(|| Error::Bug("no batch".into()))?;
         self.report_edits(&applied);
         Ok((frame, applied))
+    }
+
+    /// Attention of all heads in one prompt, for a page whose cells stand for heads; says so where it would be too much.
+    pub fn linked(&self, tokens: &Tokens) -> Result<Option<Block>> {
+        let heads = self.config().n_layer * self.config().n_head;
+        if !page::patterns_fit(tokens.longest(), heads) {
+            let why = format!(
+                "note: no attention on the page: {heads} heads on {} tokens would be too much",
+                tokens.longest()
+            );
+            super::note(self.quiet, &why);
+            return Ok(None);
+        }
+        let mut tokens = tokens.clone();
+        if let Some(tokenizer) = &self.tokenizer {
+            let text = tokens.row(0).iter().map(|&id| tokenizer.text(id)).collect();
+            tokens = tokens.with_text(vec![text])?;
+        }
+        Ok(page::patterns(&tokens, &attention::of_prompt(&self.model, &tokens)?))
     }
 
     pub fn report_edits(&self, applied: &[Applied]) {

@@ -84,7 +84,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 
     let config_path = scratch.path().join("config.json");
     let config = Config::parse(&interp::weights::read_small(&config_path, 1 << 20)?, &config_path)?;
-    super::source::check_vocabulary(tokenizer.as_ref(), &config)?;
+    interp::weights::check_vocabulary(tokenizer.as_ref(), &config)?;
     let checkpoint = Checkpoint::open(&[scratch.path().join("model.safetensors")], &config)?;
     let loaded = checkpoint.load(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     if !loaded.not_finite.is_empty() && global.strict {

@@ -106,7 +106,9 @@ fn atlas(args: &Args, basis: Basis, global: &Global) -> Result<()> {
     note_basis(&mut extra, basis);
     let plan = Plan::new().reads((0..bench.config().n_layer).map(Site::Pattern));
     let outcome = Outcome {
-        page: vec![page::heads(&frame)?, linked(&bench, text.as_ref().unwrap_or(&random))?],
+        page: std::iter::once(page::heads(&frame)?)
+            .chain(bench.linked(&text.as_ref().unwrap_or(&random).only(0))?)
+            .collect(),
         figure: figure::heads(&frame)?,
         summary: lines.join("\n"),
         frame,
@@ -164,23 +166,15 @@ fn detected(args: &Args, global: &Global) -> Result<()> {
     });
     let plan = Plan::new().reads((0..bench.config().n_layer).map(Site::Pattern));
     let outcome = Outcome {
-        page: vec![page::detection(&frame, &measure.to_string())?, linked(&bench, &tokens)?],
+        page: std::iter::once(page::detection(&frame, &measure.to_string())?)
+            .chain(bench.linked(&tokens.only(0))?)
+            .collect(),
         figure: figure::detection(&frame, &measure.to_string())?,
         summary: detection_summary(&frame, &names)?,
         frame,
         how: How { plan: &plan, applied: Vec::new(), tokens: Some(&tokens), extra },
     };
     report.finish(global, bench, outcome)
-}
-
-/// Attention of all heads in the first prompt, for the cells of a map to lead to.
-fn linked(bench: &Bench, tokens: &Tokens) -> Result<page::Block> {
-    let mut first = tokens.only(0);
-    if let Some(tokenizer) = &bench.tokenizer {
-        let text = first.row(0).iter().map(|&id| tokenizer.text(id)).collect();
-        first = first.with_text(vec![text])?;
-    }
-    page::attention(&interp::attention::of_layers(&bench.model, &first, 0..bench.config().n_layer)?)
 }
 
 /// The prompts, long enough that a head has a choice.

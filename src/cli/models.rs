@@ -10,7 +10,7 @@ use serde_json::json;
 use super::args::{Format, Global};
 use super::bench::Bench;
 use super::report::{csv, print, rows, say};
-use super::source::{Bar, open_files, promised};
+use super::source::{Bar, open_files};
 use super::{convert, note, request};
 
 #[derive(clap::Args, Debug)]
@@ -197,7 +197,7 @@ fn hashes(files: &[PathBuf], given: Option<String>) -> Result<Vec<Check>> {
         .iter()
         .map(|file| {
             let what = file.display().to_string();
-            let result = match given.clone().or_else(|| promised(file)) {
+            let result = match given.clone().or_else(|| interp::weights::promised(file)) {
                 None => Ok(format!("sha256 {} (nothing to compare with)", weights::sha256(file)?)),
                 Some(expected) => match expected.of_file(file)? {
                     found if found == expected.hex() => Ok(format!("hash {found} as expected")),

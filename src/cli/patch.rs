@@ -6,7 +6,7 @@ use interp::pair::{Noise, Pair, Question};
 use interp::pairset::Drawn;
 use interp::patch::{self, Direction, Options, Patched};
 use interp::sweep::Sweep;
-use interp::{Plan, Result, Tokens, attention, figure, memory, page, stats};
+use interp::{Plan, Result, Tokens, figure, memory, page, stats};
 use serde_json::json;
 
 use super::args::Global;
@@ -93,10 +93,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     }
     extra["sweep_seconds"] = json!(seconds);
     // The cells of heads lead to what these heads look at.
-    let clean = attention::of_layers(&bench.model, pairs[0].clean(), 0..bench.config().n_layer)?;
-    let clean = page::attention(&clean)?.titled("Attention in the first clean prompt");
+    let clean = bench.linked(pairs[0].clean())?.map(|block| block.titled("Attention in the first clean prompt"));
     let outcome = Outcome {
-        page: vec![page::patch(&frame, &names, metrics[0].name())?, clean],
+        page: std::iter::once(page::patch(&frame, &names, metrics[0].name())?).chain(clean).collect(),
         figure: figure::patch(&frame, &names, metrics[0].name())?,
         summary: summary(&sweeps, metrics[0], &patched, direction, seconds),
         frame,

@@ -179,6 +179,10 @@ pub fn counted(bar: &indicatif::ProgressBar) -> impl FnMut(usize, usize) -> Resu
     }
 }
 
+/// run.json, which says that all is there, and what only some runs leave.
+const SOME: [&str; 6] =
+    ["run.json", "figure.html", "lens.parquet", "attention.parquet", "attribution.parquet", "neurons.parquet"];
+
 /// Takes a directory for the output: a new one, an empty one, or one with an earlier output of ours.
 fn claim(dir: &Path) -> Result<()> {
     let cannot = |what: &str| Error::CannotWrite { path: dir.to_path_buf(), what: what.into() };
@@ -187,24 +191,18 @@ fn claim(dir: &Path) -> Result<()> {
     }
     disk::write_dir(dir)?;
     let ours = [
-        "run.json",
         "frame.parquet",
         "figure.svg",
         "figure.png",
-        "figure.html",
         "metrics.jsonl",
         "directions.safetensors",
         "probes.safetensors",
         "probes.json",
-        "lens.parquet",
-        "attention.parquet",
-        "attribution.parquet",
-        "neurons.parquet",
     ];
     let foreign = std::fs::read_dir(dir)
         .map_err(|source| Error::Io { path: dir.to_path_buf(), source })?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| !name.starts_with('.') && !ours.contains(&name.as_str()));
+        .find(|name| !name.starts_with('.') && !ours.contains(&name.as_str()) && !SOME.contains(&name.as_str()));
     if let (Some(name), false) = (foreign, dir.join("run.json").exists()) {
         return Err(cannot(&format!(
             "it holds other files ({}); name an empty or a new directory",
@@ -215,8 +213,8 @@ fn claim(dir: &Path) -> Result<()> {
     let probe = dir.join(".interp-probe");
     disk::write_bytes(&probe, b"")?;
     let _ = std::fs::remove_file(&probe);
-    // Incomplete from here on; and not every run makes a page.
-    for name in ["run.json", "figure.html"] {
+    // Incomplete from here on, and nothing of an earlier run that this one may not write itself.
+    for name in SOME {
         let _ = std::fs::remove_file(dir.join(name));
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use interp::weights::{Checkpoint, DigestCache, Expected, FileDigest, Files, Places, Progress, find};
+use interp::weights::{Checkpoint, DigestCache, Expected, FileDigest, Files, Places, Progress, find, promised};
 use interp::{Config, Error, Result, Tokenizer, embedded};
 
 use super::args::Global;
@@ -113,12 +113,6 @@ fn digests(weights: &[PathBuf], tokenizer: Option<&Path>, cache: &DigestCache) -
         .collect()
 }
 
-/// The hash that a file has according to its name in the Hugging Face cache.
-pub fn promised(file: &Path) -> Option<Expected> {
-    let blob = std::fs::canonicalize(file).ok()?;
-    Expected::from_etag(blob.file_name()?.to_str()?)
-}
-
 /// The file that stands for a tokenizer.
 fn tokenizer_file(path: &Path) -> PathBuf {
     let json = path.join("tokenizer.json");
@@ -126,16 +120,6 @@ fn tokenizer_file(path: &Path) -> PathBuf {
         true if json.exists() => json,
         true => path.join("vocab.json"),
         false => path.to_path_buf(),
-    }
-}
-
-pub fn check_vocabulary(tokenizer: Option<&Tokenizer>, config: &Config) -> Result<()> {
-    match tokenizer.map(Tokenizer::vocab_size) {
-        Some(size) if size > config.vocab_size => Err(Error::Data {
-            path: PathBuf::from("tokenizer"),
-            what: format!("has {size} tokens, but the model knows {}: it belongs to another model", config.vocab_size),
-        }),
-        _ => Ok(()),
     }
 }
 

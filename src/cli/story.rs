@@ -2,14 +2,14 @@ use interp::attribution::{self, By};
 use interp::convention::LayerNormConvention;
 use interp::lens;
 use interp::target::Target;
-use interp::{Error, Plan, Result, Site, Tokens, attention, figure, frame, neurons, page, predict};
+use interp::{Error, Plan, Result, Site, Tokens, attention, figure, frame, memory, neurons, page, predict};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
 use super::report::{How, Outcome, Report};
-use super::request;
+use super::{note, request};
 
 /// Longest prompt: beyond it the views of single tokens cannot be read.
 const TOKENS: usize = 256;
@@ -32,7 +32,7 @@ pub struct Args {
 
 /// One page that tells what the model does with one prompt.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
-    let bench = Bench::open(global)?;
+    let mut bench = Bench::open(global)?;
     let tokens = bench.tokens(global, &args.text)?;
     if tokens.len() > 1 {
         return Err(request(format!("a report is about one prompt, not {}; give one --prompt", tokens.len())));
@@ -43,32 +43,44 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             tokens.longest()
         )));
     }
+    let (layers, heads) = (bench.config().n_layer, bench.config().n_head);
+    memory::check("the frame of patterns", attention::frame_bytes(&tokens, layers, heads), bench.room(global)?)?;
     let report = Report::begin("report", global, &bench.name(&tokens))?;
     let tokenizer = bench.tokenizer()?;
-    let layers = bench.config().n_layer;
     let mlps = (0..layers).map(Site::MlpPost);
     let plan = Plan::new().reads((0..layers).map(Site::Pattern).chain(lens::sites(layers)).chain(mlps.clone()));
     let trace = plan.run(&bench.model, &tokens)?;
     let predictions = predict::from_trace(&trace, tokenizer, 10)?;
     let lensed = lens::from_trace(&bench.model, tokenizer, &trace, 5, LayerNormConvention::Recompute)?;
-    let patterns = stacked((0..layers).map(|layer| attention::from_trace(&trace, layer, None)))?;
-    let fired = stacked(mlps.map(|site| neurons::from_trace(&trace, site, NEURONS)))?;
+    let patterns = attention::from_layers(&trace, 0..layers, None)?;
+    let mut fired = None;
+    for site in mlps {
+        frame::append(&mut fired, neurons::from_trace(&trace, site, NEURONS)?)?;
+    }
+    let fired: DataFrame = fired.ok_or_else(|| Error::Bug("a model without layers".into()))?;
     let target = target(args, &bench, &tokens, &predictions)?;
     let attributed = attribution::attribute(&bench.model, &tokens, std::slice::from_ref(&target), By::Neuron, -1)?;
     let shares = attribution::frame(&attributed, LayerNormConvention::FinalScale, BARS, tokenizer, global.seed)?;
+    bench.source.digests()?; // weights that are not what they should be leave no result
     for (name, frame) in [("lens", &lensed), ("attention", &patterns), ("attribution", &shares), ("neurons", &fired)] {
         frame::save_parquet(&mut frame.clone(), &report.dir().join(format!("{name}.parquet")))?;
     }
     let mut picture = figure::predict(&predictions, 0)?;
     let below = picture.size().1 as i32;
     picture.place((0, below), figure::lens(&lensed, 0)?);
-    let pages = vec![
-        page::predictions(&predictions)?,
-        page::lens(&lensed)?,
-        page::attention(&patterns)?,
-        page::attribution(&shares)?,
-        page::neurons(&fired)?,
-    ];
+    let looks = match page::patterns_fit(tokens.longest(), layers * heads) {
+        true => Some(page::attention(&patterns)?),
+        false => {
+            let why = format!("{} heads on {} tokens would be too much", layers * heads, tokens.longest());
+            note(global.quiet, &format!("note: no attention on the page: {why}; attention.parquet has it"));
+            None
+        }
+    };
+    let pages = [page::predictions(&predictions)?, page::lens(&lensed)?]
+        .into_iter()
+        .chain(looks)
+        .chain([page::attribution(&shares)?, page::neurons(&fired)?])
+        .collect();
     let html = report.dir().join("figure.html");
     let outcome = Outcome {
         page: pages,
@@ -86,14 +98,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         },
     };
     report.finish(global, bench, outcome)
-}
-
-fn stacked(parts: impl Iterator<Item = Result<DataFrame>>) -> Result<DataFrame> {
-    let mut all = None;
-    for part in parts {
-        frame::append(&mut all, part?)?;
-    }
-    all.ok_or_else(|| Error::Bug("a model without layers".into()))
 }
 
 /// What was asked for, or the likeliest next token over the second likeliest.

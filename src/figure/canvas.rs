@@ -245,8 +245,11 @@ impl Figure {
 
     /// What a notebook shows for this figure: evcxr calls it on the last expression of a cell.
     pub fn evcxr_display(&self) {
-        if let (Ok(svg), Ok(png)) = (self.svg(), self.png()) {
-            crate::notebook::display(&[("image/svg+xml", svg), ("image/png", crate::notebook::base64(&png))]);
+        match self.svg().and_then(|svg| Ok((svg, self.png()?))) {
+            Ok((svg, png)) => {
+                crate::notebook::display(&[("image/svg+xml", svg), ("image/png", crate::notebook::base64(&png))]);
+            }
+            Err(e) => crate::notebook::display(&[("text/plain", e.to_string())]),
         }
     }
 }

@@ -63,7 +63,8 @@ pub fn ablate_chart(frame: &DataFrame, metric: &str) -> Result<Chart> {
         note: "what changes when a part is put out of action",
         value_name: format!("change of {metric}"),
     };
-    if frame.column("control")?.bool()?.any() {
+    // A set has no one site; there may be no random ones beside it.
+    if frame.column("control")?.bool()?.any() || frame.column("site")?.is_null().all() {
         return sets(frame, metric, caption);
     }
     let mut sites: Vec<&str> = frame.column("site")?.str()?.iter().flatten().collect();

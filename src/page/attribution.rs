@@ -16,12 +16,15 @@ use crate::figure::rows::Rows;
 /// A frame without the columns of attribution, or of an accumulated one.
 pub fn attribution(frame: &DataFrame) -> Result<Block> {
     let prompt: Vec<Option<u32>> = frame.column("prompt")?.u32()?.iter().collect();
-    let wanted = if prompt.contains(&None) { None } else { Some(0) };
+    let wanted = if prompt.contains(&None) { None } else { prompt.iter().flatten().min().copied() };
     let rows = Rows::all(frame);
     let (component, contribution) = (rows.texts("component")?, rows.floats("contribution")?);
     let layer: Vec<Option<u32>> = frame.column("layer")?.u32()?.iter().collect();
     let (low, high) = (rows.floats("low")?, rows.floats("high")?);
     let own: Vec<usize> = (0..rows.len()).filter(|i| prompt[*i] == wanted).collect();
+    if own.is_empty() {
+        return Err(Error::request("the frame holds no share"));
+    }
     if !own.iter().any(|i| component[*i] == "remainder") {
         return Err(Error::request("these rows do not add up: they are accumulated, and open into nothing"));
     }
@@ -55,7 +58,7 @@ pub fn attribution(frame: &DataFrame) -> Result<Block> {
     let texts =
         |name: &str| -> Result<String> { Ok(token(frame.column(name)?.str()?.get(own[0]).unwrap_or_default())) };
     let note = match (wanted, frame.column("wrong")?.str()?.get(own[0])) {
-        (None, _) => format!("Mean over {} prompts.", prompt.iter().flatten().max().map_or(0, |max| max + 1)),
+        (None, _) => "Mean over all prompts.".to_string(),
         (_, Some(_)) => {
             format!("Logit of {} less that of {}, after {}.", texts("answer")?, texts("wrong")?, texts("token")?)
         }

@@ -38,6 +38,9 @@ pub fn lens(frame: &DataFrame) -> Result<Block> {
         });
         cell.candidates.push((word, logprob[i]));
     }
+    if prompts.is_empty() {
+        return Err(Error::request("the frame holds no prediction of any layer"));
+    }
     let all = prompts.len();
     let mut cells = 0;
     let mut kept: Vec<Value> = Vec::new();

@@ -35,7 +35,7 @@ pub fn heads(frame: &DataFrame) -> Result<Block> {
             maps.panels.iter().map(move |panel| map(maps, panel, format!("{}: {}", maps.title, maps.note)))
         })
         .collect();
-    Ok(block("Atlas of heads", "White is 0; dark is the top of each scale.", &all))
+    Ok(block("Atlas of heads", "Each score has colours of its own.", &all))
 }
 
 /// Detectors of heads ([`crate::detector::detect`]): a map for each.

@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-pub use attention::attention;
+pub use attention::{attention, patterns, patterns_fit};
 pub use attribution::attribution;
 pub use lens::lens;
 pub use maps::{ablate, detection, heads, patch};
@@ -87,7 +87,7 @@ impl Page {
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <meta name=\"generator\" content=\"interp {}\">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
              <noscript><p>This page draws itself with a script that it carries, and scripts are switched off. \
-             figure.svg, which was written beside it, shows the same without one.</p></noscript>\n\
+             The numbers are in frame.parquet beside it, and figure.svg is a picture without one.</p></noscript>\n\
              <script type=\"application/json\" id=\"data\">{data}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
             env!("CARGO_PKG_VERSION")
         );
@@ -103,8 +103,9 @@ impl Page {
 
     /// What a notebook shows for this page: a frame of its own, in which nothing of the notebook is visible.
     pub fn evcxr_display(&self) {
-        if let Ok(html) = self.html(&Value::Null) {
-            crate::notebook::display(&[("text/html", framed(&html))]);
+        match self.html(&Value::Null) {
+            Ok(html) => crate::notebook::display(&[("text/html", framed(&html))]),
+            Err(e) => crate::notebook::display(&[("text/plain", e.to_string())]),
         }
     }
 }
@@ -185,6 +186,8 @@ fn palette() -> Value {
         json!({
             "sequential": ramp(Scale::Sequential { low: 0.0, high: 1.0 }, dark),
             "diverging": ramp(Scale::Diverging { reach: 1.0 }, dark),
+            // What is no number, or was not computed.
+            "none": if dark { "#34343a" } else { "#e4e4e6" },
         })
     };
     json!({ "light": ground(false), "dark": ground(true) })
@@ -219,5 +222,37 @@ mod tests {
     fn numbers_are_short_and_honest() {
         assert_eq!(number(f64::from(0.1_f32)).to_string(), "0.1");
         assert_eq!(number(f64::NAN), Value::Null);
+    }
+
+    #[test]
+    fn frames_that_are_not_whole_are_refused() {
+        let (model, tokenizer) = (crate::embedded::model().unwrap(), crate::embedded::tokenizer().unwrap());
+        let tokens = tokenizer.tokens(&["Mary and John went"], crate::text::Encoding::default()).unwrap();
+        let patterns = crate::attention::of_layers(&model, &tokens, 0..2).unwrap();
+        let convention = crate::convention::LayerNormConvention::Recompute;
+        let layers = crate::lens::logit_lens(&model, &tokenizer, &tokens, 2, convention).unwrap();
+        let next = crate::predict::top(&model, &tokenizer, &tokens, 2).unwrap();
+        assert!(attention(&patterns).is_ok() && lens(&layers).is_ok() && predictions(&next).is_ok());
+        for rows in [0, 1, 7, patterns.height() - 1] {
+            let error = attention(&patterns.head(Some(rows))).unwrap_err().to_string();
+            assert!(error.contains(if rows == 0 { "holds no pattern" } else { "must be whole" }), "{rows}: {error}");
+        }
+        assert!(lens(&layers.head(Some(0))).is_err() && lens(&layers.head(Some(11))).is_err());
+        assert!(predictions(&next.head(Some(0))).is_err());
+        // Positions are those of the frame, not of its rows.
+        let Block(tail) = predictions(&next.tail(Some(2))).unwrap();
+        assert_eq!(tail["prompts"][0]["tokens"][0]["pos"], tokens.longest() - 1);
+    }
+
+    #[test]
+    fn patterns_of_a_model_are_those_of_its_frame() {
+        let (model, tokenizer) = (crate::embedded::model().unwrap(), crate::embedded::tokenizer().unwrap());
+        let tokens = tokenizer.tokens(&["Mary and John went"], crate::text::Encoding::default()).unwrap();
+        let Block(framed) = attention(&crate::attention::of_layers(&model, &tokens, 0..6).unwrap()).unwrap();
+        let Some(Block(direct)) = patterns(&tokens, &crate::attention::of_prompt(&model, &tokens).unwrap()) else {
+            panic!("five tokens fit")
+        };
+        assert_eq!(framed, direct);
+        assert!(!patterns_fit(1024, 144) && patterns_fit(200, 144));
     }
 }

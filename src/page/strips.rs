@@ -24,7 +24,10 @@ pub fn neurons(frame: &DataFrame) -> Result<Block> {
         index.chunk_by(|a, b| (prompt[*a], layer[*a], neuron[*a]) == (prompt[*b], layer[*b], neuron[*b])).map(|own| {
             // The first position's activations dwarf the rest; they may saturate.
             let scaled = own.iter().filter(|i| pos[**i] > 0 || own.len() == 1).map(|i| activation[*i]);
-            let tokens = own.iter().map(|i| (token(&text[*i]), activation[*i], None)).collect();
+            let tokens = own
+                .iter()
+                .map(|i| Place { pos: pos[*i], text: token(&text[*i]), value: activation[*i], logit: None })
+                .collect();
             Series {
                 text: format!("prompt {}", prompt[own[0]]),
                 name: format!("{}.{}", layer[own[0]], neuron[own[0]]),
@@ -34,7 +37,7 @@ pub fn neurons(frame: &DataFrame) -> Result<Block> {
         });
     block(
         "Neurons",
-        "Activation of a neuron on every token; layer.neuron, the strongest first.",
+        "Activation of a neuron on every token; layer.neuron, the strongest of a layer first.",
         "activation",
         series.collect(),
     )
@@ -47,7 +50,7 @@ pub fn neurons(frame: &DataFrame) -> Result<Block> {
 pub fn applied(frame: &DataFrame) -> Result<Block> {
     let rows = Rows::all(frame);
     let (probe, site, class) = (rows.texts("probe")?, rows.texts("site")?, rows.texts("class")?);
-    let (prompt, text) = (rows.ints("prompt")?, rows.texts("token")?);
+    let (prompt, pos, text) = (rows.ints("prompt")?, rows.ints("pos")?, rows.texts("token")?);
     let (p, value) = (rows.floats("probability")?, rows.floats("value")?);
     let mut index: Vec<usize> = (0..rows.len()).collect();
     let of = |i: &usize| (&probe[*i], &site[*i], prompt[*i], &class[*i]);
@@ -65,7 +68,10 @@ pub fn applied(frame: &DataFrame) -> Result<Block> {
             },
             tokens: own
                 .iter()
-                .map(|i| (token(&text[*i]), at(*i), (!number).then(|| value[*i]).filter(|x| x.is_finite())))
+                .map(|i| {
+                    let logit = (!number).then(|| value[*i]).filter(|x| x.is_finite());
+                    Place { pos: pos[*i], text: token(&text[*i]), value: at(*i), logit }
+                })
                 .collect(),
         }
     });
@@ -83,8 +89,16 @@ struct Series {
     /// Which of them.
     name: String,
     scale: Scale,
-    /// Text, value, and the probe's logit, if there is one.
-    tokens: Vec<(String, f64, Option<f64>)>,
+    tokens: Vec<Place>,
+}
+
+/// A token of a series.
+struct Place {
+    pos: u32,
+    text: String,
+    value: f64,
+    /// The probe's, if there is one.
+    logit: Option<f64>,
 }
 
 fn block(title: &str, note: &str, value: &str, series: Vec<Series>) -> Result<Block> {
@@ -103,9 +117,10 @@ fn block(title: &str, note: &str, value: &str, series: Vec<Series>) -> Result<Bl
                 "text": printable(&own.text),
                 "name": printable(&own.name),
                 "scale": scale(own.scale),
-                "tokens": own.tokens.iter().map(|(text, ..)| text).collect::<Vec<_>>(),
-                "values": own.tokens.iter().map(|(_, value, _)| number(*value)).collect::<Vec<_>>(),
-                "logits": own.tokens.iter().map(|(.., logit)| logit.map_or(Value::Null, number)).collect::<Vec<_>>(),
+                "pos": own.tokens.iter().map(|at| at.pos).collect::<Vec<_>>(),
+                "tokens": own.tokens.iter().map(|at| &at.text).collect::<Vec<_>>(),
+                "values": own.tokens.iter().map(|at| number(at.value)).collect::<Vec<_>>(),
+                "logits": own.tokens.iter().map(|at| at.logit.map_or(Value::Null, number)).collect::<Vec<_>>(),
             })
         })
         .collect();

@@ -12,6 +12,7 @@ use super::header::{Header, float_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gpt2::Gpt2;
+use crate::text::Tokenizer;
 use crate::{memory, ops};
 
 /// The weights of one model, checked but not yet read.
@@ -261,4 +262,18 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.len() <= 128
         && !name.starts_with('.')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// Refuses a tokenizer that knows more tokens than the model.
+///
+/// # Errors
+/// [`Error::Data`] with both numbers.
+pub fn check_vocabulary(tokenizer: Option<&Tokenizer>, config: &Config) -> Result<()> {
+    match tokenizer.map(Tokenizer::vocab_size) {
+        Some(size) if size > config.vocab_size => Err(Error::Data {
+            path: PathBuf::from("tokenizer"),
+            what: format!("has {size} tokens, but the model knows {}: it belongs to another model", config.vocab_size),
+        }),
+        _ => Ok(()),
+    }
 }

@@ -10,8 +10,8 @@ mod pickle;
 mod places;
 mod save;
 
-pub use checkpoint::{Checkpoint, Loaded, shard_names, weight_files};
-pub use digest::{DigestCache, Expected, FileDigest, Sha256Writer, sha256, sha256_of};
+pub use checkpoint::{Checkpoint, Loaded, check_vocabulary, shard_names, weight_files};
+pub use digest::{DigestCache, Expected, FileDigest, Sha256Writer, promised, sha256, sha256_of};
 pub use find::{Files, cached, find};
 pub use header::{read_small, read_text};
 pub use hub::{Progress, download};

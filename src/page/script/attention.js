@@ -9,15 +9,18 @@ function attentionView(block) {
   function weights(head) {
     if (!head.values) {
       const bytes = Uint8Array.from(atob(head.weights), (c) => c.charCodeAt(0));
-      head.values = Float32Array.from(new Uint16Array(bytes.buffer), (x) => x / 65535);
+      const { low, step } = prompt();
+      head.values = Array.from(new Uint16Array(bytes.buffer), (x) => (x === 65535 ? null : low + x * step));
     }
     return head.values;
   }
+  // A share: four digits say all that it keeps.
+  const share = (x) => (x !== null && x > 0 && x < 5e-5 ? '<0.0001' : x === null ? number(x) : x.toFixed(4));
   const weight = (head, query, key) => (key > query ? null : weights(head)[(query * (query + 1)) / 2 + key]);
   const scale = () => ({ kind: 'sequential', low: 0, high: prompt().largest });
 
   const thumbs = el('div', { class: 'thumbs', role: 'group', 'aria-label': 'Heads: arrow keys move, j and k change the layer, h and l the head' });
-  const title = el('h3', { id: 'head-name' });
+  const title = el('h3', { class: 'head-name' });
   const asked = el('div', { class: 'asked' });
   const large = el('div', {});
   const text = el('div', {});
@@ -33,10 +36,11 @@ function attentionView(block) {
     shownText.paint();
     const { tokens } = prompt();
     const order = tokens.map((_, i) => i).filter((i) => seen(i) !== null).sort((a, b) => seen(b) - seen(a) || a - b).slice(0, 6);
+    const words = `Head ${name(current())}: ${tokens[state.at]}`;
     asked.replaceChildren(
       el('div', {}, el('b', {}, tokens[state.at]), ` at ${state.at} ${state.to ? 'is looked at by' : 'looks at'}`),
-      ...order.map((i) => el('div', { class: 'row' }, el('span', { class: 'word' }, tokens[i]), el('span', { class: 'soft' }, String(i)), el('span', { class: 'figure' }, number(seen(i))))));
-    if (aloud) spoken.textContent = `${tokens[state.at]} ${state.to ? 'is looked at by' : 'looks at'} ${order.slice(0, 3).map((i) => `${tokens[i]} ${number(seen(i))}`).join(', ')}`;
+      ...order.map((i) => el('div', { class: 'row' }, el('span', { class: 'word' }, tokens[i]), el('span', { class: 'soft' }, String(i)), el('span', { class: 'figure' }, share(seen(i))))));
+    if (aloud) spoken.textContent = `${words} ${state.to ? 'is looked at by' : 'looks at'} ${order.slice(0, 3).map((i) => `${tokens[i]} ${share(seen(i))}`).join(', ')}`;
   }
 
   function drawThumb(canvas, head) {
@@ -47,8 +51,8 @@ function attentionView(block) {
     const high = prompt().largest;
     for (let q = 0, i = 0; q < n; q++) {
       for (let k = 0; k < n; k++) {
-        const value = k > q ? 0 : values[i++];
-        const [r, g, b] = ramp[Math.round(Math.min(1, value / high) * (ramp.length - 1))];
+        const value = k > q ? 0 : values[i++] ?? 0;
+        const [r, g, b] = ramp[Math.round(Math.min(1, Math.max(0, value / high)) * (ramp.length - 1))];
         image.data.set([r, g, b, 255], 4 * (q * n + k));
       }
     }
@@ -83,7 +87,7 @@ function attentionView(block) {
       thumb.tabIndex = i === state.head ? 0 : -1;
     });
     const rows = tokens.map((_, q) => Array.from({ length: q + 1 }, (_, k) => weight(head, q, k)));
-    const describe = (q, k) => [number(weight(head, q, k)), `${tokens[q]} at ${q}`, `looks at ${tokens[k]} at ${k}`];
+    const describe = (q, k) => [share(weight(head, q, k)), `${tokens[q]} at ${q}`, `looks at ${tokens[k]} at ${k}`];
     map.show({ rows, describe });
     ask();
   }
@@ -113,10 +117,11 @@ function attentionView(block) {
     try { if (link) history.replaceState(null, '', `#${name(current())}`); } catch { /* no deep link there */ }
   }
 
-  // Chooses a head by its name and says whether there is one.
-  function select(wanted) {
+  // Chooses a head by its name, goes there if it should, and says whether there is one.
+  function select(wanted, goes = false) {
     const i = prompt().heads.findIndex((head) => name(head) === wanted);
     if (i >= 0) choose(i);
+    if (i >= 0 && goes) thumbs.children[i].focus({ preventScroll: true });
     return i >= 0;
   }
 
@@ -137,20 +142,25 @@ function attentionView(block) {
     step(...arrows[event.key]);
     thumbs.children[state.head].focus();
   });
-  addEventListener('keydown', (event) => {
+  const element = el('div', {});
+  element.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || ['INPUT', 'SELECT'].includes(event.target.tagName)) return;
-    if (steps[event.key]) step(...steps[event.key]);
-    if (event.key === 't') { state.to = !state.to; direction.choose(state.to ? 1 : 0); ask(); }
+    if (steps[event.key]) {
+      step(...steps[event.key]);
+      if (thumbs.contains(event.target)) thumbs.children[state.head].focus();
+      ask(true);
+    }
+    if (event.key === 't') { state.to = !state.to; direction.choose(state.to ? 1 : 0); ask(true); }
   });
   addEventListener('hashchange', () => select(location.hash.slice(1)));
 
-  const prompts = chooser('Prompt', block.prompts.map((own) => `${own.prompt}: ${own.tokens.slice(0, 8).join('')}`), (i) => { state.prompt = i; state.head = Math.min(state.head, prompt().heads.length - 1); drawPrompt(); });
-  const element = el('div', {},
+  const prompts = chooser('Prompt', block.prompts.map((own) => promptName(own.prompt, own.tokens)), (i) => { state.prompt = i; state.head = Math.min(state.head, prompt().heads.length - 1); drawPrompt(); });
+  element.append(
     el('div', { class: 'controls' }, prompts, direction),
     el('div', { class: 'attention' },
       el('div', { class: 'side' }, thumbs, el('p', { class: 'soft' }, 'j k: layer · h l: head · t: turn around')),
       el('div', { class: 'head' }, title, text, asked, large)),
-    leftOut(block.left_out, 'prompts'));
+    ...[leftOut(block.left_out, 'prompts')].filter(Boolean));
   drawPrompt();
   painters.set(thumbs, () => [...thumbs.children].forEach((thumb, i) => drawThumb(thumb.firstChild, prompt().heads[i])));
   if (location.hash) select(location.hash.slice(1));

@@ -34,14 +34,21 @@ function barsView(block, page) {
 
 function predictionsView(block) {
   const place = el('div', {});
-  const show = (i) => {
-    const at = block.tokens[i];
-    place.replaceChildren(el('h3', {}, `After ${at.token} at ${i}`), bars(at.next.map((word, j) => ({ name: word, value: Math.exp(at.logprob[j]) })), 'probability', false));
+  const draw = ({ tokens }) => {
+    const after = el('div', {});
+    const show = (i, aloud) => {
+      const words = tokens[i].next.map((word, j) => `${word} ${number(chance(tokens[i].logprob[j]))}`);
+      if (aloud) spoken.textContent = `after ${tokens[i].token}: ${words.slice(0, 3).join(', ')}`;
+      after.replaceChildren(el('h3', {}, `After ${tokens[i].token} at ${tokens[i].pos}`), bars(tokens[i].next.map((word, j) => ({ name: word, value: chance(tokens[i].logprob[j]) })), 'probability', false));
+    };
+    let chosen = tokens.length - 1;
+    const text = tokenText('Tokens of the prompt', tokens.map((at) => at.token), {
+      onenter: show, onleave: () => show(chosen), onchoose: (i) => { chosen = i; show(i); },
+    });
+    place.replaceChildren(text.element, after);
+    text.choose(chosen);
   };
-  let chosen = block.tokens.length - 1;
-  const text = tokenText('Tokens of the prompt', block.tokens.map((at) => at.token), {
-    onenter: show, onleave: () => show(chosen), onchoose: (i) => { chosen = i; show(i); },
-  });
-  text.choose(chosen);
-  return { element: el('div', {}, text.element, place) };
+  const names = block.prompts.map((own) => promptName(own.prompt, own.tokens.map((at) => at.token)));
+  draw(block.prompts[0]);
+  return { element: el('div', {}, chooser('Prompt', names, (i) => draw(block.prompts[i])), place, leftOut(block.left_out, 'prompts')) };
 }

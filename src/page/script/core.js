@@ -33,7 +33,9 @@ addEventListener('afterprint', () => { printing = false; repaint(); });
 
 const ground = () => data.palette[darkScheme.matches && !printing ? 'dark' : 'light'];
 
+// The colour of a value; none of what is no number.
 function colour(scale, value) {
+  if (value === null) return null;
   const at = Math.min(1, Math.max(0, (value - scale.low) / (scale.high - scale.low)));
   const ramp = ground()[scale.kind];
   return ramp[Math.round(at * (ramp.length - 1))];
@@ -56,6 +58,7 @@ function number(x) {
   if (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) return x.toExponential(3);
   return x.toFixed(4);
 }
+const chance = (logprob) => (logprob === null ? null : Math.exp(logprob));
 const signed = (x) => (x > 0 ? '+' : '') + number(x);
 
 const tip = el('div', { id: 'tip', role: 'tooltip', hidden: true });
@@ -68,12 +71,13 @@ function showTip(lines, x, y, aloud = false) {
   const { width, height } = tip.getBoundingClientRect();
   const left = x + 16 + width > innerWidth ? x - width - 12 : x + 16;
   const top = y + 16 + height > innerHeight ? y - height - 12 : y + 16;
-  tip.style.left = `${Math.max(4, left)}px`;
-  tip.style.top = `${Math.max(4, top)}px`;
+  tip.style.left = `${Math.max(4, Math.min(left, innerWidth - width - 4))}px`;
+  tip.style.top = `${Math.max(4, Math.min(top, innerHeight - height - 4))}px`;
   if (aloud) spoken.textContent = lines.join(', ');
 }
 const hideTip = () => { tip.hidden = true; };
-addEventListener('scroll', hideTip, { passive: true });
+// A wheel moves what the tip is about; keys show a new one where they go.
+addEventListener('wheel', hideTip, { passive: true });
 
 // A row of choices of which one holds.
 function choices(label, names, chosen, onchoose) {
@@ -92,9 +96,9 @@ function chooser(label, names, onchoose) {
 }
 
 // The colours of a scale with its ends.
-function legend(scale, name) {
+function legend(scale, name, ends = [number(scale.low), number(scale.high)]) {
   const canvas = el('canvas', { width: 120, height: 1, 'aria-hidden': 'true' });
-  const element = el('div', { class: 'legend' }, el('span', {}, number(scale.low)), canvas, el('span', {}, number(scale.high)), el('span', { class: 'soft' }, name));
+  const element = el('div', { class: 'legend' }, el('span', {}, ends[0]), canvas, el('span', {}, ends[1]), el('span', { class: 'soft' }, name));
   const paint = () => {
     const context = canvas.getContext('2d');
     for (let x = 0; x < 120; x++) {
@@ -115,16 +119,17 @@ function tokenText(label, tokens, { onenter, onleave, onchoose, colourOf, tipOf 
     onpointerenter: (event) => { onenter?.(i); if (tipOf) showTip(tipOf(i), event.clientX, event.clientY); },
     onpointerleave: () => { onleave?.(i); hideTip(); },
     onclick: () => choose(i),
-    onfocus: () => onenter?.(i, true),
+    onfocus: () => {
+      onenter?.(i, true);
+      const box = elements[i].getBoundingClientRect();
+      if (tipOf) showTip(tipOf(i), box.left, box.bottom, true);
+    },
     onblur: () => { onleave?.(i); hideTip(); },
     onkeydown: (event) => {
       if (event.key === 'Enter' || event.key === ' ') choose(i);
       else if (keys[event.key]) at(keys[event.key](i)).focus();
       else return;
       event.preventDefault();
-      const box = document.activeElement.getBoundingClientRect();
-      const now = Number(document.activeElement.dataset.pos);
-      if (tipOf) showTip(tipOf(now), box.left, box.bottom, true);
     },
   }, token));
   function choose(i) {
@@ -138,10 +143,12 @@ function tokenText(label, tokens, { onenter, onleave, onchoose, colourOf, tipOf 
     const background = colourOf?.(i) ?? null;
     element.style.backgroundColor = background ?? '';
     element.style.color = background === null ? '' : inkOn(background);
+    element.classList.toggle('none', background === null && colourOf !== undefined);
   });
   const element = el('div', { class: 'text', role: 'group', 'aria-label': label }, ...elements);
   painters.set(element, paint);
   return { element, paint, choose };
 }
 
+const promptName = (number, tokens) => `${number}: ${tokens.slice(0, 8).join('')}`;
 const leftOut = (count, what) => (count > 0 ? el('p', { class: 'soft' }, `${count} more ${what} are in frame.parquet.`) : null);

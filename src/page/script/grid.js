@@ -2,6 +2,8 @@
 //
 // rows: values by row, null where there is none · texts: words in the cells, or null · describe(row, column): lines to
 // show · pick(row, column): what a click or Enter does
+const FONT = '12px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace';
+
 class Grid {
   constructor({ label, x, y, xName, yName, scale, rows, texts = null, describe, pick = null, size = 560 }) {
     Object.assign(this, { label, x, y, xName, yName, scale, rows, texts, describe, pick, size });
@@ -33,7 +35,7 @@ class Grid {
       // A few rows over many columns need not be thin.
       [this.w, this.h] = [Math.max(side(nx), square), Math.min(Math.max(side(ny), square), 4 * side(nx))];
     }
-    context.font = '12px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace';
+    context.font = FONT;
     const longest = (labels) => Math.min(130, Math.max(0, ...labels.map((label) => context.measureText(label).width)));
     this.left = Math.ceil(longest(this.y)) + 28;
     this.bottom = Math.ceil(longest(this.x)) + 30;
@@ -41,37 +43,52 @@ class Grid {
     this.height = 2 + ny * this.h + this.bottom;
   }
 
+  // Cells and labels once, onto a canvas of their own; the cursor goes on top of a copy.
   paint() {
     const context = this.canvas.getContext('2d');
     this.layout(context);
-    const density = window.devicePixelRatio || 1;
-    this.canvas.width = Math.round(this.width * density);
-    this.canvas.height = Math.round(this.height * density);
+    // Browsers draw nothing at all on a canvas of more pixels a side.
+    const density = Math.min(window.devicePixelRatio || 1, 32000 / this.width, 32000 / this.height);
+    this.base = document.createElement('canvas');
+    for (const canvas of [this.base, this.canvas]) {
+      canvas.width = Math.round(this.width * density);
+      canvas.height = Math.round(this.height * density);
+    }
     this.canvas.style.width = `${this.width}px`;
     this.canvas.style.height = `${this.height}px`;
-    context.setTransform(density, 0, 0, density, 0, 0);
-    context.font = '12px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace';
-    context.textBaseline = 'middle';
     const shape = `${this.y.length} by ${this.x.length}, ${this.yName || 'rows'} by ${this.xName || 'columns'}`;
     this.canvas.setAttribute('aria-label', `${this.label}: ${shape}; arrow keys move from cell to cell${this.pick ? ', Enter chooses one' : ''}`);
     // Where the cells are, for whoever asks from outside.
     Object.assign(this.canvas.dataset, { left: this.left, w: this.w, h: this.h });
-    const style = getComputedStyle(document.documentElement);
-    const ink = printing ? '#26262c' : style.getPropertyValue('--ink').trim();
+    const base = this.base.getContext('2d');
+    base.setTransform(density, 0, 0, density, 0, 0);
+    base.font = FONT;
+    base.textBaseline = 'middle';
+    this.paintCells(base);
+    this.paintLabels(base);
+    this.paintCursor();
+  }
+
+  paintCells(context) {
     this.rows.forEach((row, r) => row.forEach((value, c) => {
-      if (value === undefined || value === null) return;
+      if (value === undefined) return;
       const [left, top] = [this.left + c * this.w, 1 + r * this.h];
-      context.fillStyle = colour(this.scale, value);
+      const filled = colour(this.scale, value);
+      context.fillStyle = filled ?? ground().none;
       context.fillRect(left, top, this.w, this.h);
-      if (this.texts) {
-        context.fillStyle = inkOn(colour(this.scale, value));
+      if (this.texts && filled) {
+        context.fillStyle = inkOn(filled);
         context.textAlign = 'center';
         context.fillText(clipped(context, this.texts[r][c], this.w - 6), left + this.w / 2, top + this.h / 2);
       }
     }));
+  }
+
+  paintLabels(context) {
+    const style = getComputedStyle(document.documentElement);
     context.strokeStyle = style.getPropertyValue('--soft').trim();
     context.strokeRect(this.left - 0.5, 0.5, this.x.length * this.w + 1, this.y.length * this.h + 1);
-    context.fillStyle = ink;
+    context.fillStyle = printing ? '#26262c' : style.getPropertyValue('--ink').trim();
     const every = (cell) => Math.max(1, Math.ceil(13 / cell));
     context.textAlign = 'right';
     for (let r = 0; r < this.y.length; r += every(this.h)) {
@@ -93,13 +110,20 @@ class Grid {
     context.textAlign = 'right';
     context.fillText(clipped(context, this.yName, this.y.length * this.h), 0, 0);
     context.restore();
-    if (this.cursor) {
-      const [r, c] = this.cursor;
-      context.strokeStyle = style.getPropertyValue('--accent').trim();
-      context.lineWidth = 2;
-      context.strokeRect(this.left + c * this.w, 1 + r * this.h, this.w, this.h);
-      context.lineWidth = 1;
-    }
+  }
+
+  paintCursor() {
+    const context = this.canvas.getContext('2d');
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    context.drawImage(this.base, 0, 0);
+    if (!this.cursor) return;
+    const [r, c] = this.cursor;
+    const density = this.canvas.width / this.width;
+    context.setTransform(density, 0, 0, density, 0, 0);
+    context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue('--accent').trim();
+    context.lineWidth = 2;
+    context.strokeRect(this.left + c * this.w, 1 + r * this.h, this.w, this.h);
   }
 
   under(event) {
@@ -116,7 +140,7 @@ class Grid {
   move(cell) {
     if (String(cell) === String(this.cursor)) return;
     this.cursor = cell;
-    this.paint();
+    this.paintCursor();
   }
 
   point(event) {
@@ -124,6 +148,18 @@ class Grid {
     this.move(cell);
     if (cell) showTip(this.describe(...cell), event.clientX, event.clientY);
     else hideTip();
+  }
+
+  // Scrolls so that the cell under the cursor can be seen.
+  reveal() {
+    const [r, c] = this.cursor;
+    const box = this.element;
+    const left = this.left + c * this.w;
+    if (left < box.scrollLeft + this.left) box.scrollLeft = left - this.left;
+    if (left + this.w > box.scrollLeft + box.clientWidth) box.scrollLeft = left + this.w - box.clientWidth;
+    const top = this.canvas.getBoundingClientRect().top + 1 + r * this.h;
+    if (top < 0) scrollBy(0, top - 60);
+    if (top + this.h > innerHeight) scrollBy(0, top + this.h - innerHeight + 60);
   }
 
   key(event) {
@@ -140,6 +176,7 @@ class Grid {
     const [down, right] = this.cursor ? steps[event.key] : [0, 0];
     if (!this.has(r + down, c + right)) return;
     this.move([r + down, c + right]);
+    this.reveal();
     const box = this.canvas.getBoundingClientRect();
     const [x, y] = [box.left + this.left + (c + right + 1) * this.w, box.top + (r + down + 1) * this.h];
     showTip(this.describe(...this.cursor), x, y, true);

@@ -3,7 +3,7 @@ const page = {
   attention: null,
   // Shows the attention of a head, if the page has it.
   toHead(head) {
-    if (this.attention && this.attention.view.select(head)) this.attention.section.scrollIntoView({ block: 'start' });
+    if (this.attention && this.attention.view.select(head, true)) this.attention.section.scrollIntoView({ block: 'start' });
   },
 };
 const views = { attention: attentionView, lens: lensView, maps: mapsView, strips: stripsView, bars: barsView, predictions: predictionsView };
@@ -21,7 +21,7 @@ sections.sort(([a], [b]) => (b.kind === 'attention') - (a.kind === 'attention'))
 for (const [block, section] of sections) {
   const view = views[block.kind](block, page);
   section.append(view.element);
-  if (block.kind === 'attention') page.attention = { view, section };
+  if (block.kind === 'attention') page.attention ??= { view, section };
 }
 if (location.hash && page.attention && data.blocks.length > 1) page.toHead(location.hash.slice(1));
 

@@ -21,7 +21,7 @@ function mapsView(block, page) {
     const grid = new Grid({
       label: map.title || block.title, x: map.x, y: map.y, xName: map.x_name, yName: map.y_name, scale: map.scale, rows: map.rows, size,
       describe: (r, c) => described(map, r, c),
-      pick: (r, c) => { const head = headOf(map, r, c); if (head) page.toHead(head); },
+      pick: page.attention && headOf(map, 0, 0) ? (r, c) => page.toHead(headOf(map, r, c)) : null,
     });
     return el('figure', {}, map.title ? el('figcaption', {}, map.title) : null, grid.element, legend(map.scale, map.value));
   });

@@ -8,7 +8,7 @@ function stripsView(block) {
   function draw(series) {
     const strip = tokenText(`${series.text}, ${series.name}`, series.tokens, {
       colourOf: (i) => colour(series.scale, series.values[i]),
-      tipOf: (i) => [`${series.name} ${number(series.values[i])}`, `${series.tokens[i]} at ${i}`, ...(series.logits[i] === null ? [] : [`logit ${number(series.logits[i])}`])],
+      tipOf: (i) => [`${series.name} ${number(series.values[i])}`, `${series.tokens[i]} at ${series.pos[i]}`, ...(series.logits[i] === null ? [] : [`logit ${number(series.logits[i])}`])],
     });
     place.replaceChildren(strip.element);
     bar.replaceChildren(legend(series.scale, block.value));
