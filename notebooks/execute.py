@@ -8,6 +8,7 @@ import time
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 FIGURES = ("image/png", "image/svg+xml", "text/html")
 
@@ -16,7 +17,10 @@ def execute(path):
     book = nbformat.read(path, as_version=4)
     begun = time.perf_counter()
     client = NotebookClient(book, timeout=3600, startup_timeout=600, resources={"metadata": {"path": str(path.parent)}})
-    client.execute()
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        sys.exit(f"{path.name}: {error.ename}: {error.evalue}\nin the cell\n{error}")
     seconds = time.perf_counter() - begun
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     errors = [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]

@@ -233,7 +233,7 @@ mod tests {
         let layers = crate::lens::logit_lens(&model, &tokenizer, &tokens, 2, convention).unwrap();
         let next = crate::predict::top(&model, &tokenizer, &tokens, 2).unwrap();
         assert!(attention(&patterns).is_ok() && lens(&layers).is_ok() && predictions(&next).is_ok());
-        for rows in [0, 1, 7, patterns.height() - 1] {
+        for rows in [0, 2, 7, patterns.height() - 1] {
             let error = attention(&patterns.head(Some(rows))).unwrap_err().to_string();
             assert!(error.contains(if rows == 0 { "holds no pattern" } else { "must be whole" }), "{rows}: {error}");
         }

@@ -44,8 +44,12 @@ let saliency: Vec<f32> = {
     let gradients = trace.backward(&difference)?;
     (gradients.get(Site::ResidPre(0))? * trace.get(Site::ResidPre(0))?)?.sum(2)?.flatten_all()?.to_vec1()?
 };
-let bar = |(pos, x): (usize, &f32)| (figure::shown(&tokens.text(0, pos)), *x as f64, format!("{x:+.2}"));
-figure::Bars { title: "Gradient × activation".into(), note: "of Mary over John, by token".into(), value_name: "first-order effect".into(), bars: saliency.iter().enumerate().map(bar).collect() }.draw();
+figure::Bars {
+    title: "Gradient × activation".into(),
+    note: "of Mary over John, by token".into(),
+    value_name: "first-order effect".into(),
+    bars: saliency.iter().enumerate().map(|(pos, x)| (figure::shown(&tokens.text(0, pos)), *x as f64, format!("{x:+.2}"))).collect(),
+}.draw();
 
 use std::collections::BTreeMap;
 let count = {
