@@ -90,27 +90,36 @@ fn score(model: &Gpt2, tokenizer: &Tokenizer, family: &Family, metric: Metric, i
 
 /// Whether two-digit numbers after the one in the prompt have more probability than those up to it.
 fn later_is_likelier(tokenizer: &Tokenizer, family: &Family, item: &Item, logits: &[f32]) -> Result<bool> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mass = |numbers: Vec<String>| -> Result<f64> {
+        let ids = numbers.iter().map(|number| next_token(tokenizer, family, &item.prompt, number));
+        ids.map(|id| Ok(f64::from((logits[id? as usize] - max).exp()))).sum()
+    };
+    let (later, rest) = later(tokenizer, family, item)?;
+    Ok(mass(later)? > mass(rest)?)
+}
+
+/// The two-digit numbers after the one in the prompt, and those up to it, as far as they are one token after the prompt.
+///
+/// # Errors
+/// [`Error::Data`] for a prompt without a year, or a tokenizer that cuts most numbers.
+pub(crate) fn later(tokenizer: &Tokenizer, family: &Family, item: &Item) -> Result<(Vec<String>, Vec<String>)> {
     let digits: Vec<&str> = item.prompt.split(|c: char| !c.is_ascii_digit()).filter(|s| s.len() == 4).collect();
     let begin: u32 = digits
         .first()
         .and_then(|year| year[2..].parse().ok())
         .ok_or_else(|| not_measurable(family, &item.prompt, "has no year"))?;
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (mut mass, mut counted) = ([0.0; 2], 0);
-    for number in 2..=99 {
-        // After some centuries a few numbers are no token of their own, since BPE cuts 1812 otherwise than 18 and 12.
-        let Ok(token) = next_token(tokenizer, family, &item.prompt, &format!("{number:02}")) else { continue };
-        counted += 1;
-        mass[usize::from(number > begin)] += f64::from((logits[token as usize] - max).exp());
+    // After some centuries a few numbers are no token of their own, since BPE cuts 1812 otherwise than 18 and 12.
+    let all: Vec<u32> = (2..=99)
+        .filter(|number| next_token(tokenizer, family, &item.prompt, &format!("{number:02}")).is_ok())
+        .collect();
+    if all.len() < 80 {
+        let what = format!("only {} of 98 numbers are one token after it", all.len());
+        return Err(not_measurable(family, &item.prompt, &what));
     }
-    if counted < 80 {
-        return Err(not_measurable(
-            family,
-            &item.prompt,
-            &format!("only {counted} of 98 numbers are one token after it"),
-        ));
-    }
-    Ok(mass[1] > mass[0])
+    let (later, rest): (Vec<u32>, Vec<u32>) = all.into_iter().partition(|number| *number > begin);
+    let words = |numbers: Vec<u32>| numbers.iter().map(|number| format!("{number:02}")).collect();
+    Ok((words(later), words(rest)))
 }
 
 /// The token that an answer adds to a prompt.

@@ -209,13 +209,34 @@ impl Error {
 
 /// The fault of a TOML text on one line, with the number of the line that has it.
 pub(crate) fn toml_fault(text: &str, fault: &toml::de::Error) -> String {
-    let what = fault.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut what = fault.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    // "unknown field `x`, expected one of `a`, `b`" is a list to search through, and may be a long one.
+    let quoted: Vec<&str> = what.split('`').skip(1).step_by(2).collect();
+    if let (true, [unknown, known @ ..]) = (what.starts_with("unknown field"), quoted.as_slice())
+        && !known.is_empty()
+    {
+        what = no_such("key", unknown, known.iter().copied());
+    }
     match fault.span() {
         Some(span) => {
             let line = text.get(..span.start).map_or(0, |before| before.matches('\n').count());
             format!("line {}: {what}", line + 1)
         }
         None => what,
+    }
+}
+
+/// Says that there is no such thing, and which name is the nearest of those that there are.
+pub fn no_such<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let nearest = known.iter().min_by_key(|other| crate::site::distance(name, other));
+    let name = shorten(name);
+    match nearest {
+        None => format!("there is no {kind} `{name}`"),
+        Some(nearest) if known.len() <= 12 => {
+            format!("there is no {kind} `{name}`, the nearest is `{nearest}`; there are {}", known.join(", "))
+        }
+        Some(nearest) => format!("there is no {kind} `{name}`; the nearest is `{nearest}`"),
     }
 }
 

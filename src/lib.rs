@@ -33,10 +33,10 @@
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
 //!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
-//! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`capture`], [`card`], [`catalogue`],
+//! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`behave`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
-//!    [`residual`], [`steer`], [`train`]
-//! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`], which holds analyses against published figures, and [`agreement`], which holds
+//!    [`residual`], [`speed`], [`steer`], [`study`], [`suite`], [`train`]
+//! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`] and [`known`], which hold analyses against published figures and numbers, and [`agreement`], which holds
 //!    devices against each other
 //!
 //! The library never prints (but for what a notebook asks it to show), keeps no global state and draws randomness only from seeds. It touches the disk only in
@@ -49,6 +49,7 @@ pub mod agreement;
 pub mod answers;
 pub mod attention;
 pub mod attribution;
+pub mod behave;
 pub mod capture;
 pub mod card;
 pub mod catalogue;
@@ -78,6 +79,7 @@ pub mod gpt2;
 pub mod heads;
 pub mod hooks;
 pub mod initial;
+pub mod known;
 pub mod kv;
 pub mod labelled;
 pub mod language;
@@ -107,9 +109,12 @@ pub mod scores;
 pub mod shard;
 pub mod site;
 mod slots;
+pub mod speed;
 pub mod stack;
 pub mod stats;
 pub mod steer;
+pub mod study;
+pub mod suite;
 pub mod sweep;
 pub mod target;
 pub mod task;

@@ -117,6 +117,8 @@ impl Document {
 pub struct Score {
     /// Loss of every token of every document, in nats; none where it was not scored.
     pub losses: Vec<Vec<Option<f32>>>,
+    /// Wall time of scoring.
+    pub seconds: f64,
     bytes: usize,
     words: usize,
 }
@@ -144,6 +146,7 @@ pub fn score(
     done: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Score> {
     protocol.check(model.config())?;
+    let start = std::time::Instant::now();
     let mut losses: Vec<Vec<Option<f32>>> = documents.iter().map(|document| vec![None; document.ids.len()]).collect();
     let mut windows: Vec<(usize, (usize, usize, usize))> = Vec::new();
     for (i, document) in documents.iter().enumerate() {
@@ -173,7 +176,7 @@ pub fn score(
         }
     }
     let (bytes, words) = documents.iter().fold((0, 0), |(b, w), document| (b + document.bytes, w + document.words));
-    Ok(Score { losses, bytes, words })
+    Ok(Score { losses, seconds: start.elapsed().as_secs_f64(), bytes, words })
 }
 
 /// A comparison: one row per model and text.
@@ -187,10 +190,11 @@ pub fn score(
 /// | `perplexity` | exp(loss) |
 /// | `word_perplexity` | exp(nats per word); words are what white space separates |
 /// | `bits_per_byte` | bits per byte of UTF-8, comparable between tokenizers |
+/// | `seconds`, `cost` | that scoring took; cost at a price per hour, null without one |
 ///
 /// # Errors
 /// [`Error::Bug`] only.
-pub fn comparison(scores: &[(String, String, Score)], protocol: &[Protocol]) -> Result<DataFrame> {
+pub fn comparison(scores: &[(String, String, Score)], protocol: &[Protocol], price: Option<f64>) -> Result<DataFrame> {
     let loss = |s: &Score| s.nats() / s.tokens() as f64;
     let of = |f: &dyn Fn(&Score) -> f64| scores.iter().map(|(_, _, s)| f(s)).collect::<Vec<f64>>();
     let count = |f: &dyn Fn(&Score) -> usize| scores.iter().map(|(_, _, s)| f(s) as u64).collect::<Vec<u64>>();
@@ -209,6 +213,8 @@ pub fn comparison(scores: &[(String, String, Score)], protocol: &[Protocol]) -> 
         "perplexity" => of(&|s| loss(s).exp()),
         "word_perplexity" => of(&|s| (s.nats() / s.words.max(1) as f64).exp()),
         "bits_per_byte" => of(&|s| s.nats() / std::f64::consts::LN_2 / s.bytes.max(1) as f64),
+        "seconds" => of(&|s| s.seconds),
+        "cost" => scores.iter().map(|(_, _, s)| price.map(|price| price * s.seconds / 3600.0)).collect::<Vec<_>>(),
     )?)
 }
 

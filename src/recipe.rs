@@ -242,6 +242,16 @@ impl Recipe {
         table.try_into().map_err(|e: toml::de::Error| fault(e.message().to_string()))
     }
 
+    /// All keys, as `section.key`.
+    pub fn keys() -> Vec<String> {
+        let table = toml::Table::try_from(Self::with_every_key()).unwrap_or_default();
+        let of = |(section, fields): (&String, &toml::Value)| {
+            let keys = fields.as_table().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+            keys.into_iter().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
+        };
+        table.iter().flat_map(of).collect()
+    }
+
     /// A recipe that leaves nothing out: TOML has no way to write what is not there.
     fn with_every_key() -> Self {
         let data =

@@ -2,8 +2,10 @@
 //!
 //! A class has rows of words, which may have `fields`; a slot draws a row of its class (slots of one class always draw
 //! different ones; `{ class, from, to }` bounds the rows); a template has names in braces. A name is looked up among the roles
-//! that the caller gives first, then among the slots, and may have a field: `noun.plural`.
+//! that the caller gives first, then among the slots, and may have a field: `noun.plural`. A class of whole numbers has a
+//! `range` instead of rows, and numbers can be reckoned with: `{a + b}`, `{a - b - 1}`, `{a * b}`, from left to right.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
@@ -15,11 +17,42 @@ pub(crate) type Fallible<T> = std::result::Result<T, String>;
 
 /// Words of one kind.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Rows")]
 pub(crate) struct Class {
-    #[serde(default)]
     pub(crate) fields: Vec<String>,
     pub(crate) rows: Vec<Vec<String>>,
+}
+
+/// A class as it stands in a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rows {
+    #[serde(default)]
+    fields: Vec<String>,
+    #[serde(default)]
+    rows: Vec<Vec<String>>,
+    range: Option<(i64, i64)>,
+}
+
+/// Numbers that a class may have.
+const MOST_NUMBERS: i64 = 100_000;
+
+impl TryFrom<Rows> for Class {
+    type Error = String;
+
+    fn try_from(file: Rows) -> Fallible<Self> {
+        let rows = match file.range {
+            None => file.rows,
+            Some(_) if !file.rows.is_empty() || !file.fields.is_empty() => {
+                return Err("a class has rows or a range, not both".into());
+            }
+            Some((from, to)) if from > to || to.saturating_sub(from) >= MOST_NUMBERS => {
+                return Err(format!("range [{from}, {to}] holds no numbers, or more than {MOST_NUMBERS}"));
+            }
+            Some((from, to)) => (from..=to).map(|n| vec![n.to_string()]).collect(),
+        };
+        Ok(Self { fields: file.fields, rows })
+    }
 }
 
 /// What is drawn for a text: a row of a class, from all of them or between two.
@@ -118,12 +151,36 @@ impl<'a> Slots<'a> {
             let (name, after) = closed.ok_or("a brace is not closed")?;
             out.text.push_str(before);
             let start = out.text.len();
-            out.text.push_str(self.word(name, roles, picks)?);
+            out.text.push_str(&self.value(name, roles, picks)?);
             out.places.push((name.to_string(), start..out.text.len()));
             rest = after;
         }
         out.text.push_str(rest);
         Ok(out)
+    }
+
+    /// What stands for a name, or what comes of reckoning with several.
+    fn value(self, name: &str, roles: &[&Roles], picks: &Picks<'_>) -> Fallible<Cow<'a, str>> {
+        let parts: Vec<&str> = name.split(' ').collect();
+        let [first, steps @ ..] = parts.as_slice() else { return Err("an empty name".into()) };
+        if steps.is_empty() {
+            return self.word(first, roles, picks).map(Cow::Borrowed);
+        }
+        let number = |name: &str| -> Fallible<i64> {
+            let word = if name.bytes().all(|b| b.is_ascii_digit()) { name } else { self.word(name, roles, picks)? };
+            word.trim().parse().map_err(|_| format!("`{name}` stands for `{word}`, which is no number"))
+        };
+        let mut value = number(first)?;
+        for step in steps.chunks(2) {
+            let next = match step {
+                ["+", other] => value.checked_add(number(other)?),
+                ["-", other] => value.checked_sub(number(other)?),
+                ["*", other] => value.checked_mul(number(other)?),
+                _ => return Err(format!("`{name}`: write `a + b`, `a - b` or `a * b`, with spaces")),
+            };
+            value = next.ok_or_else(|| format!("`{name}` is too large"))?;
+        }
+        Ok(Cow::Owned(value.to_string()))
     }
 
     fn word(self, name: &str, roles: &[&Roles], picks: &Picks<'_>) -> Fallible<&'a str> {
@@ -156,4 +213,30 @@ pub(crate) struct Written {
 
 fn too_few(slot: &str) -> String {
     format!("slot {slot}: its class has too few rows for all of its slots")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_reckoned_with_from_left_to_right() {
+        let class: BTreeMap<String, Class> =
+            toml::from_str("number = { range = [3, 9] }\nword = { rows = [['x']] }").unwrap();
+        let slot: BTreeMap<String, Slot> = toml::from_str("a = 'number'\nb = 'number'\nc = 'word'").unwrap();
+        let slots = Slots { class: &class, slot: &slot };
+        let picks: Picks<'_> = [("a", 4), ("b", 0), ("c", 0)].into();
+        let write = |text: &str| slots.written(text, &[], &picks).map(|written| written.text);
+        assert_eq!(write("{a} + {b} = {a + b}; {a - b - 1} {a * b + 2}").unwrap(), "7 + 3 = 10; 3 23");
+        for (bad, why) in
+            [("{a +}", "with spaces"), ("{a / b}", "with spaces"), ("{a + c}", "is no number"), ("{a + d}", "no slot")]
+        {
+            let error = write(bad).unwrap_err();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+        for (bad, why) in [("range = [4, 3]", "holds no numbers"), ("range = [0, 5]\nrows = [['x']]", "not both")] {
+            let error = toml::from_str::<Class>(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 }

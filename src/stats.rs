@@ -18,20 +18,48 @@ const DRAWS: u64 = 2000;
 
 /// Percentile bootstrap of the mean (Efron 1979); the bounds are the mean itself for a single value. NaN for none.
 pub fn bootstrap(values: &[f64], seed: u64) -> Interval {
+    bootstrap_of(values, seed, |sample| sample.iter().sum::<f64>() / sample.len() as f64)
+}
+
+/// Percentile bootstrap of any statistic, which stands in `mean`; the bounds are the value itself for a single one.
+pub fn bootstrap_of<T: Copy>(values: &[T], seed: u64, statistic: impl Fn(&[T]) -> f64) -> Interval {
     let n = values.len();
-    let mean = values.iter().sum::<f64>() / n as f64;
+    let mean = statistic(values);
     if n < 2 {
         return Interval { mean, low: mean, high: mean };
     }
-    let mut means: Vec<f64> = (0..DRAWS)
+    let mut sample = values.to_vec();
+    let mut found: Vec<f64> = (0..DRAWS)
         .map(|draw| {
             let mut rng = stream(seed, "bootstrap", draw);
-            (0..n).map(|_| values[rng.random_range(0..n)]).sum::<f64>() / n as f64
+            sample.iter_mut().for_each(|value| *value = values[rng.random_range(0..n)]);
+            statistic(&sample)
         })
         .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| means[((DRAWS - 1) as f64 * share).round() as usize];
+    found.sort_unstable_by(f64::total_cmp);
+    let at = |share: f64| found[((DRAWS - 1) as f64 * share).round() as usize];
     Interval { mean, low: at(0.025), high: at(0.975) }
+}
+
+/// A share of `n`, with Wilson's bounds of 95 % (1927): unlike the bootstrap's they have a width where all or none are hits.
+pub fn wilson(hits: usize, n: usize) -> Interval {
+    let (n, mean) = (n as f64, hits as f64 / n as f64);
+    let z2 = 1.959_963_984_540_054_f64.powi(2);
+    let middle = (mean + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let half = (z2 * (mean * (1.0 - mean) / n + z2 / (4.0 * n * n))).sqrt() / (1.0 + z2 / n);
+    Interval { mean, low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+}
+
+/// The value in the middle; NaN for none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let n = sorted.len();
+    match n % 2 {
+        _ if n == 0 => f64::NAN,
+        0 => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+        _ => sorted[n / 2],
+    }
 }
 
 /// The bounds that 95 % of the values themselves lie within; NaN for none.
@@ -75,6 +103,30 @@ mod tests {
         let error = (10.0_f64 / 1100.0).sqrt();
         assert!((many.high - many.mean - 1.96 * error).abs() < 0.15 * error, "{many:?}");
         assert_eq!(bootstrap(&[3.0], 0), Interval { mean: 3.0, low: 3.0, high: 3.0 });
+    }
+
+    #[test]
+    fn bounds_hold_the_truth_as_often_as_they_say() {
+        // Questions whose answers are right with a known probability, and margins of a known mean, many times over.
+        let (runs, n, share) = (400_u64, 60, 0.9);
+        let (mut accuracy, mut margin, mut middle) = (0, 0, 0);
+        for run in 0..runs {
+            let mut rng = stream(7, "coverage", run);
+            let hits = (0..n).filter(|_| rng.random_bool(share)).count();
+            let inside = |interval: Interval, truth: f64| usize::from(interval.low <= truth && truth <= interval.high);
+            accuracy += inside(wilson(hits, n), share);
+            let values: Vec<f64> = (0..n).map(|_| crate::random::normal(&mut rng)).collect();
+            margin += inside(bootstrap(&values, run), 0.0);
+            middle += inside(bootstrap_of(&values, run, median), 0.0);
+        }
+        // 95 % ± three standard errors of 400 runs.
+        for (what, inside) in [("accuracy", accuracy), ("margin", margin), ("median", middle)] {
+            let covered = inside as f64 / runs as f64;
+            assert!((0.917..=0.983).contains(&covered), "{what}: {covered}");
+        }
+        let all = wilson(20, 20);
+        assert!(all.mean == 1.0 && all.high == 1.0 && (0.80..0.87).contains(&all.low), "{all:?}");
+        assert_eq!(median(&[3.0, 1.0, 2.0, 10.0]), 2.5);
     }
 
     #[test]

@@ -501,6 +501,11 @@ struct SavedRun {
     progress: Progress,
 }
 
+/// Bytes that a step of fine-tuning needs at most, about, where rows pass through the model one batch after the other.
+pub fn step_memory(config: &Config, learning: u64, rows: usize, length: usize) -> u64 {
+    4 * config.parameters() + 16 * learning + activations(config, rows, length)
+}
+
 /// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each
 /// layer 18 times its width and two attention maps per token, and the logits.
 fn activations(config: &Config, rows: usize, length: usize) -> u64 {

@@ -240,7 +240,7 @@ fn perplexity_is_that_of_hugging_faces_stride_loop() {
         let mean = case["nats"].as_f64().unwrap() / scored.tokens() as f64;
         assert!((scored.nats() / scored.tokens() as f64 - mean).abs() < 1e-5, "{protocol}: {} {mean}", scored.nats());
 
-        let frame = comparison(&[("m".into(), "t".into(), scored.clone())], &[protocol]).unwrap();
+        let frame = comparison(&[("m".into(), "t".into(), scored.clone())], &[protocol], Some(3600.0)).unwrap();
         let value = |name: &str| frame.column(name).unwrap().f64().unwrap().get(0).unwrap();
         assert!((value("perplexity") / mean.exp() - 1.0).abs() < 1e-4);
         assert!((value("bits_per_byte") - scored.nats() / 2f64.ln() / 1000.0).abs() < 1e-9);

@@ -487,7 +487,7 @@ fn edits_that_could_not_happen_are_refused() {
 fn recipes_are_checked_before_training() {
     let cases = [
         ("not_toml", "line 1: unclosed table"),
-        ("unknown_key", "line 20: unknown field `max_itres`"),
+        ("unknown_key", "line 20: there is no key `max_itres`; the nearest is `max_iters`"),
         ("no_steps", "must be at least 1"),
         ("not_divisible", "is not a multiple of micro_batch_size 3"),
     ];

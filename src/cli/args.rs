@@ -53,6 +53,9 @@ pub struct Global {
     /// Refuse what would need more memory than this, such as 800MB or 4GB [default: what is available].
     #[arg(long, global = true, value_name = "SIZE")]
     pub memory: Option<String>,
+    /// What an hour of this machine costs: results and estimates then say what they cost.
+    #[arg(long, global = true, value_name = "PER_HOUR", value_parser = price)]
+    pub price: Option<f64>,
     /// Refuse weights with values that are not finite, instead of warning.
     #[arg(long, global = true)]
     pub strict: bool,
@@ -67,6 +70,14 @@ fn run_name(name: &str) -> Result<String, String> {
         return Ok(name.to_string());
     }
     Err("a name is 1 to 64 letters, digits, dots, dashes and underscores, with no dot or dash in front; --out takes any directory".into())
+}
+
+/// An amount of money.
+fn price(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(price) if price.is_finite() && price >= 0.0 => Ok(price),
+        _ => Err("a price is a number not below 0".into()),
+    }
 }
 
 /// Where text comes from.
@@ -142,6 +153,22 @@ pub enum Side {
 }
 
 impl Global {
+    /// Options that say where something is computed and at what price, for another process; they do not change what it is.
+    pub fn machine(&self) -> Vec<String> {
+        let mut words: Vec<String> = vec![format!("--device={}", self.device)];
+        for (flag, on) in [("--tf32", self.tf32), ("--offline", self.offline), ("--strict", self.strict)] {
+            words.extend(on.then(|| flag.to_string()));
+        }
+        words.extend(self.memory.iter().map(|limit| format!("--memory={limit}")));
+        words.extend(self.price.iter().map(|price| format!("--price={price}")));
+        words
+    }
+
+    /// What some seconds cost at --price.
+    pub fn cost(&self, seconds: f64) -> Option<f64> {
+        self.price.map(|price| price * seconds / 3600.0)
+    }
+
     pub fn encoding(&self) -> Encoding {
         let bos = match self.bos {
             BosArg::Auto => Bos::Auto,

@@ -1,5 +1,6 @@
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Instant;
 
 use interp::generate::{Options, Written, generate};
 use interp::sampling::Sampling;
@@ -10,6 +11,7 @@ use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
 use super::bench::Bench;
+use super::cost::Estimate;
 use super::report::{How, Outcome, Report, print};
 use super::request;
 
@@ -49,6 +51,9 @@ pub struct Args {
     /// Go on past the model's context: from there on it sees the last tokens only.
     #[arg(long)]
     window: bool,
+    /// Only say how long it would take and how much memory, from some tokens that are written and forgotten.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     text: Text,
     #[command(flatten)]
@@ -87,7 +92,10 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let plan = bench.plan(&args.edits)?;
     let edits: Vec<Edit> = plan.edit_list().to_vec();
     options.check(&bench.model, &tokens, &edits)?;
-    fits(&bench, &tokens, &options, global)?;
+    let kept = fits(&bench, &tokens, &options, global)?;
+    if args.dry_run {
+        return estimate(&bench, &tokens, &edits, &options, kept, global);
+    }
     let report = Report::begin("generate", global, &bench.name(&tokens))?;
     let tokenizer = bench.tokenizer()?;
     // One text is shown as it grows; several would be mixed up, and are shown at the end.
@@ -152,15 +160,52 @@ fn starts(args: &Args, bench: &Bench, global: &Global) -> Result<Tokens> {
     tokenizer.tokens(&[text], global.encoding())
 }
 
-/// Keys, values and logits of all texts at their full length.
-fn fits(bench: &Bench, tokens: &Tokens, options: &Options, global: &Global) -> Result<()> {
+/// Tokens of each text that a dry run writes: all steps after the first are alike but for what they look back at.
+const SAMPLE: (usize, usize) = (8, 40);
+
+/// Writes the beginning of all texts twice, to say how long all of them would take at most.
+fn estimate(
+    bench: &Bench,
+    tokens: &Tokens,
+    edits: &[Edit],
+    options: &Options,
+    kept: u64,
+    global: &Global,
+) -> Result<()> {
+    let time = |count: usize| -> Result<f64> {
+        let options = Options { max_new_tokens: count, ignore_end: true, stop: Vec::new(), ..options.clone() };
+        let start = Instant::now();
+        generate(&bench.model, bench.tokenizer()?, tokens, edits, &options, &mut |_| Ok(()))?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let all = options.max_new_tokens;
+    let (few, more) = (SAMPLE.0.min(all), SAMPLE.1.min(all));
+    time(few)?; // touches all memory for the first time
+    let (short, long) = (time(few)?, time(more)?);
+    let step = if more > few { (long - short).max(0.0) / (more - few) as f64 } else { 0.0 };
+    let texts = tokens.len() * options.num_samples;
+    Estimate {
+        seconds: bench.load_seconds + short + step * (all - few) as f64,
+        peak: memory::peak().unwrap_or(0) + kept,
+        facts: json!({ "texts": texts, "tokens": texts * all, "step_seconds": step }),
+        lines: vec![
+            ("texts", format!("{texts} of at most {all} tokens")),
+            ("a step", format!("{:.1} ms, {:.1} tokens/s", 1e3 * step, texts as f64 / step)),
+        ],
+    }
+    .show(global)
+}
+
+/// Bytes of keys, values and logits of all texts at their full length, if there is room for them.
+fn fits(bench: &Bench, tokens: &Tokens, options: &Options, global: &Global) -> Result<u64> {
     let config = bench.config();
     let texts = (tokens.len() * options.num_samples) as u64;
     let length = (tokens.longest() + options.max_new_tokens).min(config.n_positions) as u64;
     let kept = 2 * (config.n_layer * config.n_head * config.head_dim) as u64 * length;
     let needed = texts * (kept + 3 * config.vocab_size as u64) * 4;
     let limit = global.memory.as_deref().map(memory::parse).transpose()?;
-    memory::check(&format!("keys and values of {texts} texts of {length} tokens"), needed, limit)
+    memory::check(&format!("keys and values of {texts} texts of {length} tokens"), needed, limit)?;
+    Ok(needed)
 }
 
 /// Text on its way to the terminal, whole characters at a time.

@@ -4,10 +4,13 @@ mod ablate;
 mod args;
 mod attention;
 mod attribute;
+mod behave;
 mod bench;
 mod capture;
+mod check;
 mod completions;
 mod convert;
+mod cost;
 mod doctor;
 mod export;
 mod finetune;
@@ -26,9 +29,11 @@ mod report;
 mod residual;
 mod sites;
 mod source;
+mod speed;
 mod steer;
 mod stop;
 mod story;
+mod sweep;
 mod tokens;
 mod train;
 mod training;
@@ -62,6 +67,10 @@ enum Command {
     Attention(attention::Args),
     /// Direct logit attribution: what every part of the model adds to the answer.
     Attribute(attribute::Args),
+    /// Behavioural experiments: suites of questions, with bounds, per template, phrasing and number of examples.
+    Behave(behave::Args),
+    /// How fast models run here: writing, reading, learning; and the memory they take.
+    Bench(speed::Args),
     /// Values at any sites, as tidy rows or wide columns.
     Capture(capture::Args),
     /// Shell completions.
@@ -100,6 +109,8 @@ enum Command {
     Sites,
     /// Find a direction from contrasting prompts, and add it while the model writes.
     Steer(steer::Args),
+    /// Studies: a command over a grid of its options, from one file; interrupted ones continue.
+    Sweep(sweep::Args),
     /// How a text is cut into tokens.
     Tokens(tokens::Args),
     /// Train a model from scratch by a recipe.
@@ -143,6 +154,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Ablate(args) => ablate::run(args, &global),
         Command::Attention(args) => attention::run(args, &global),
         Command::Attribute(args) => attribute::run(args, &global),
+        Command::Behave(args) => behave::run(args, &global),
+        Command::Bench(args) => speed::run(args, &global),
         Command::Capture(args) => capture::run(args, &global),
         Command::Completions(args) => completions::run(args, &mut Cli::command()),
         Command::Doctor(args) => doctor::run(&args, &global),
@@ -162,6 +175,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Residual(args) => residual::run(args, &global),
         Command::Sites => sites::run(&global),
         Command::Steer(args) => steer::run(args, &global),
+        Command::Sweep(args) => sweep::run(args, &global),
         Command::Tokens(args) => tokens::run(args, &global),
         Command::Train(args) => train::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),

@@ -1,17 +1,16 @@
 use std::path::PathBuf;
 
-use interp::config::PUBLISHED;
-use interp::weights::{self, Expected, Places, Repository};
+use interp::config::{Config, PUBLISHED};
+use interp::weights::{self, Places, Repository};
 use interp::{Error, Result, catalogue, memory};
 use polars::df;
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Format, Global};
-use super::bench::Bench;
 use super::report::{csv, print, rows, say};
 use super::source::{Bar, open_files};
-use super::{convert, note, request};
+use super::{check, convert, note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -28,14 +27,9 @@ enum Action {
         /// As for --model.
         name: Option<String>,
     },
-    /// Checks files against their hashes, tensors against the config, and values for NaN; runs the model once.
-    Verify {
-        /// As for --model.
-        name: Option<String>,
-        /// The sha256 that a single weights file must have.
-        #[arg(long, value_name = "HEX")]
-        sha256: Option<String>,
-    },
+    /// Checks files against their hashes, tensors against the config, values for NaN, and what the model computes against what is
+    /// known of it: published numbers, or a record.
+    Verify(check::Args),
     /// Downloads into the Hugging Face cache.
     Download {
         /// A published size or owner/repo[@revision].
@@ -55,7 +49,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     match args.action {
         Action::List => list(global),
         Action::Info { name } => info(&named(global, name)),
-        Action::Verify { name, sha256 } => verify(&named(global, name), sha256),
+        Action::Verify(args) => check::run(&args, &named(global, args.name.clone())),
         Action::Download { name, all } => download(global, name, all),
         Action::Convert(args) => convert::run(args, global),
         Action::ReadCheckpoint(args) => convert::read(args),
@@ -82,17 +76,21 @@ fn list(global: &Global) -> Result<()> {
         Ok(frame.column(name)?.str()?.get(i).unwrap_or_default().to_string())
     };
     let int = |name: &str, i: usize| -> Result<u64> { Ok(frame.column(name)?.u64()?.get(i).unwrap_or(0)) };
-    let mut lines = vec!["name          layers  heads  width   parameters     size  here  repository".to_string()];
+    let mut lines = vec![
+        "name          layers  heads  width   parameters     size   to run  to tune  here  repository".to_string(),
+    ];
     for i in 0..frame.height() {
         let here = if frame.column("cached")?.bool()?.get(i) == Some(true) { "yes" } else { "no" };
         lines.push(format!(
-            "{:<14}{:>6}{:>7}{:>7}{:>13}{:>9}  {:<4}  {}",
+            "{:<14}{:>6}{:>7}{:>7}{:>13}{:>9}{:>9}{:>9}  {:<4}  {}",
             text("name", i)?,
             int("layers", i)?,
             int("heads", i)?,
             int("width", i)?,
             int("parameters", i)?,
             memory::human(int("bytes", i)?),
+            memory::human(int("run_bytes", i)?),
+            memory::human(int("finetune_bytes", i)?),
             here,
             text("repository", i)?,
         ));
@@ -144,69 +142,25 @@ fn info(global: &Global) -> Result<()> {
     show(global, &frame, text)
 }
 
-/// One thing that was checked.
-struct Check {
-    what: String,
-    result: std::result::Result<String, String>,
-}
-
-fn verify(global: &Global, sha256: Option<String>) -> Result<()> {
-    let (_, _, source) = open_files(global)?;
-    let files = source.files.as_ref().map(|files| files.weights.clone()).unwrap_or_default();
-    let mut checks =
-        vec![Check { what: "tensors".into(), result: Ok("names, shapes and types fit config.json".into()) }];
-    checks.extend(hashes(&files, sha256)?);
-    let bench = Bench::open(&Global { strict: true, ..global.clone() })?;
-    checks.push(Check { what: "values".into(), result: Ok("all finite".into()) });
-    let token = bench.tokenizer.as_ref().and_then(interp::Tokenizer::end_of_text).unwrap_or(0);
-    let tokens = interp::Tokens::from_ids(vec![vec![token]])?;
-    let forward = interp::Plan::new().run(&bench.model, &tokens).map(|_| "finite logits".to_string());
-    checks.push(Check { what: "forward".into(), result: forward.map_err(|e| e.to_string()) });
-    let frame = df!(
-        "check" => checks.iter().map(|c| c.what.clone()).collect::<Vec<_>>(),
-        "passed" => checks.iter().map(|c| c.result.is_ok()).collect::<Vec<_>>(),
-        "detail" => checks.iter().map(|c| c.result.clone().unwrap_or_else(|e| e)).collect::<Vec<_>>(),
-    )?;
-    let lines: Vec<String> = checks
-        .iter()
-        .map(|c| match &c.result {
-            Ok(detail) => format!("  pass  {}: {detail}", c.what),
-            Err(detail) => format!("  FAIL  {}: {detail}", c.what),
-        })
-        .collect();
-    show(global, &frame, lines.join("\n"))?;
-    match checks.iter().find_map(|c| c.result.as_ref().err().map(|e| (&c.what, e))) {
-        Some((what, error)) => Err(Error::Data { path: PathBuf::from(what), what: error.clone() }),
-        None => Ok(()),
+/// Says how much all of them are, and refuses what the disk has no room for.
+fn room(names: &[String], places: &Places, global: &Global) -> Result<()> {
+    let mut needed = 0;
+    for name in names {
+        if weights::cached(&Repository::parse(name)?, places).is_none() {
+            needed += Config::published(name).map_or(0, |config| 4 * config.parameters());
+        }
     }
-}
-
-/// Hashes of the weights against the one given, or the one that the cache promises.
-fn hashes(files: &[PathBuf], given: Option<String>) -> Result<Vec<Check>> {
-    if let (Some(_), true) = (&given, files.len() != 1) {
-        return Err(request(format!("--sha256 is for one weights file; this model has {}", files.len())));
+    let Some(hub) = &places.hub else { return Ok(()) };
+    let free = interp::disk::free(hub);
+    let shown = free.map_or("an unknown amount is".into(), |free| format!("{} are", memory::human(free)));
+    note(global.quiet, &format!("{} models, {} to download; {shown} free", names.len(), memory::human(needed)));
+    match free {
+        Some(free) if needed > free => Err(Error::CannotWrite {
+            path: hub.clone(),
+            what: format!("the models need {}, {} are free", memory::human(needed), memory::human(free)),
+        }),
+        _ => Ok(()),
     }
-    let given = match given {
-        Some(hex) => match Expected::from_etag(&hex.to_lowercase()) {
-            Some(expected @ Expected::Sha256(_)) => Some(expected),
-            _ => return Err(request("--sha256 takes 64 hexadecimal digits")),
-        },
-        None => None,
-    };
-    files
-        .iter()
-        .map(|file| {
-            let what = file.display().to_string();
-            let result = match given.clone().or_else(|| interp::weights::promised(file)) {
-                None => Ok(format!("sha256 {} (nothing to compare with)", weights::sha256(file)?)),
-                Some(expected) => match expected.of_file(file)? {
-                    found if found == expected.hex() => Ok(format!("hash {found} as expected")),
-                    found => Err(format!("hash is {found}, expected {}", expected.hex())),
-                },
-            };
-            Ok(Check { what, result })
-        })
-        .collect()
 }
 
 fn download(global: &Global, name: Option<String>, all: bool) -> Result<()> {
@@ -217,6 +171,9 @@ fn download(global: &Global, name: Option<String>, all: bool) -> Result<()> {
     };
     let mut places = Places::from_env()?;
     places.offline |= global.offline;
+    if all {
+        room(&names, &places, global)?;
+    }
     for name in names {
         let repository = Repository::parse(&name)?;
         let dir = match weights::cached(&repository, &places) {

@@ -1,14 +1,16 @@
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::ValueEnum;
 use interp::perplexity::{Document, Protocol, Score, comparison, per_token, score};
 use interp::text::Bos;
-use interp::{Error, Plan, Result, Tokenizer, figure};
+use interp::{Error, Plan, Result, Tokenizer, figure, memory};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
+use super::cost::Estimate;
 use super::prompts::decode;
 use super::report::{How, Outcome, Report, bar};
 use super::request;
@@ -40,6 +42,9 @@ pub struct Args {
     /// Replace bytes that are not UTF-8 instead of refusing them.
     #[arg(long)]
     lossy: bool,
+    /// Only say how long it would take and how much memory, from some windows that are measured and forgotten.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,6 +63,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if args.per_token && models.len() * texts.len() > 1 {
         return Err(request("--per-token is for one model and one text"));
     }
+    if args.dry_run {
+        return estimate(&args, &models, &texts, global);
+    }
     let report = Report::begin("perplexity", global, &format!("{} {}", models.join(" "), names(&texts)))?;
     let (mut scores, mut protocols, mut made_with) = (Vec::new(), Vec::new(), Vec::new());
     let (mut tokens_frame, mut last) = (None, None);
@@ -66,11 +74,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         let tokenizer = bench.tokenizer()?;
         let protocol = protocol(&args, global, &bench, tokenizer)?;
         for (text_name, documents) in &texts {
-            let documents: Vec<Document> = documents
-                .iter()
-                .map(|text| Document::new(text, tokenizer, &protocol))
-                .collect::<Result<_>>()
-                .map_err(|e| Error::Request(format!("{text_name}: {e}")))?;
+            let documents = tokenized(text_name, documents, tokenizer, &protocol)?;
             let score = scored(&bench, &documents, &protocol, global)?;
             if args.per_token {
                 tokens_frame = Some(per_token(&documents, &score, tokenizer)?);
@@ -88,7 +92,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if let Some(frame) = &mut tokens_frame {
         interp::frame::save_parquet(frame, &report.dir().join("tokens.parquet"))?;
     }
-    let frame = comparison(&scores, &protocols)?;
+    let frame = comparison(&scores, &protocols, global.price)?;
     let plan = Plan::new();
     let extra = json!({ "models": made_with, "join": format!("{:?}", args.join).to_lowercase() });
     let outcome = Outcome {
@@ -147,6 +151,45 @@ fn protocol(args: &Args, global: &Global, bench: &Bench, tokenizer: &Tokenizer) 
     let protocol = Protocol { context, stride: args.stride.unwrap_or((context / 2).max(1)), bos };
     protocol.check(bench.config())?;
     Ok(protocol)
+}
+
+fn tokenized(name: &str, texts: &[String], tokenizer: &Tokenizer, protocol: &Protocol) -> Result<Vec<Document>> {
+    let documents = texts.iter().map(|text| Document::new(text, tokenizer, protocol));
+    documents.collect::<Result<_>>().map_err(|e| Error::Request(format!("{name}: {e}")))
+}
+
+/// Batches of windows that a dry run scores; the first also touches all memory for the first time.
+const SAMPLE: usize = 4;
+
+/// Scores the beginning of every text, to say how long all of it would take.
+fn estimate(args: &Args, models: &[String], texts: &[(String, Vec<String>)], global: &Global) -> Result<()> {
+    let (mut seconds, mut tokens) = (0.0, 0);
+    for name in models {
+        let bench = Bench::open(&Global { model: name.clone(), ..global.clone() })?;
+        let tokenizer = bench.tokenizer()?;
+        let protocol = protocol(args, global, &bench, tokenizer)?;
+        seconds += bench.load_seconds;
+        for (text_name, documents) in texts {
+            let documents = tokenized(text_name, documents, tokenizer, &protocol)?;
+            let all = documents.iter().map(|document| document.ids().len() - 1).sum::<usize>();
+            let mut marks = vec![(Instant::now(), 0)];
+            let mut mark = |done| {
+                marks.push((Instant::now(), done));
+                if marks.len() > SAMPLE { Err(Error::Interrupted(String::new())) } else { Ok(()) }
+            };
+            match score(&bench.model, &documents, &protocol, &mut mark) {
+                Ok(_) | Err(Error::Interrupted(_)) => {}
+                Err(e) => return Err(e),
+            }
+            let (first, last) = (marks[usize::from(marks.len() > 2)], marks[marks.len() - 1]);
+            let each = (last.0 - first.0).as_secs_f64() / (last.1 - first.1).max(1) as f64;
+            seconds += each * all as f64;
+            tokens += all;
+        }
+    }
+    let peak = memory::peak().unwrap_or(0);
+    let lines = vec![("tokens", format!("{tokens}, {:.0} per second", tokens as f64 / seconds))];
+    Estimate { seconds, peak, facts: json!({ "tokens": tokens }), lines }.show(global)
 }
 
 fn scored(bench: &Bench, documents: &[Document], protocol: &Protocol, global: &Global) -> Result<Score> {

@@ -103,6 +103,7 @@ impl Report {
             value["relative_change"] = json!(applied.relative_change);
             value
         });
+        let total = bench.load_seconds + self.start.elapsed().as_secs_f64();
         let mut run = json!({
             "command": self.command,
             "arguments": arguments(),
@@ -127,10 +128,9 @@ impl Report {
             "versions": { "interp": env!("CARGO_PKG_VERSION") },
             "threads": rayon::current_num_threads(),
             "memory": { "peak": interp::memory::peak() },
-            "seconds": {
-                "load": bench.load_seconds,
-                "total": bench.load_seconds + self.start.elapsed().as_secs_f64(),
-            },
+            "seconds": { "load": bench.load_seconds, "total": total },
+            "cost": global.cost(total),
+            "price_per_hour": global.price,
         });
         if let (Some(run), Value::Object(extra)) = (run.as_object_mut(), extra) {
             run.extend(extra);
@@ -180,8 +180,15 @@ pub fn counted(bar: &indicatif::ProgressBar) -> impl FnMut(usize, usize) -> Resu
 }
 
 /// run.json, which says that all is there, and what only some runs leave.
-const SOME: [&str; 6] =
-    ["run.json", "figure.html", "lens.parquet", "attention.parquet", "attribution.parquet", "neurons.parquet"];
+const SOME: [&str; 7] = [
+    "run.json",
+    "figure.html",
+    "lens.parquet",
+    "attention.parquet",
+    "attribution.parquet",
+    "neurons.parquet",
+    "questions.parquet",
+];
 
 /// Takes a directory for the output: a new one, an empty one, or one with an earlier output of ours.
 fn claim(dir: &Path) -> Result<()> {

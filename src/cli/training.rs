@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
+use super::cost::Estimate;
 use super::report::{arguments, bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
 use super::{note, request};
@@ -42,17 +43,11 @@ pub struct Args {
     /// Only say how many parameters, how much memory, how long, from one step that is measured and forgotten.
     #[arg(long)]
     pub dry_run: bool,
-    /// With --dry-run: what an hour of this machine costs.
-    #[arg(long, value_name = "PER_HOUR", requires = "dry_run")]
-    pub price: Option<f64>,
 }
 
 impl Args {
     /// The recipe with all that the options change, and the directory from which its paths count.
     pub fn recipe(&self, global: &Global) -> Result<(Recipe, PathBuf)> {
-        if self.price.is_some_and(|price| !price.is_finite() || price < 0.0) {
-            return Err(request("--price must be a number not below 0"));
-        }
         let mut set = self.set.clone();
         if global.seed != 0 {
             set.push(format!("train.seed={}", global.seed));
@@ -72,13 +67,16 @@ impl Args {
 }
 
 /// A line of metrics.jsonl.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Metric {
     step: u64,
     split: String,
     loss: f64,
     lr: f64,
     tokens_per_second: f64,
+    /// Since the run began, over all of its parts.
+    #[serde(default)]
+    seconds: f64,
 }
 
 /// Directory of the model with the lowest validation loss.
@@ -88,7 +86,7 @@ const BEST: &str = "best";
 pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Global, name: &str) -> Result<()> {
     fits(&trainer, global)?;
     if args.dry_run {
-        return estimate(trainer, args.price, global);
+        return estimate(trainer, global);
     }
     let dir = output_dir(command, global, name)?;
     disk::write_dir(&dir)?;
@@ -141,7 +139,7 @@ fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
 }
 
 /// Takes one step to see how long it takes, and says what the whole run would.
-fn estimate(mut trainer: Trainer, price: Option<f64>, global: &Global) -> Result<()> {
+fn estimate(mut trainer: Trainer, global: &Global) -> Result<()> {
     let before = memory::peak().unwrap_or(0);
     let start = Instant::now();
     trainer.step()?;
@@ -157,53 +155,46 @@ fn estimate(mut trainer: Trainer, price: Option<f64>, global: &Global) -> Result
     let seconds = step * t.max_iters as f64 + evaluation * (t.max_iters / t.eval_interval + 1) as f64;
     let (all, learning) = (trainer.model().config().parameters(), trainer.trainable() as u64);
     let peak = memory::peak().unwrap_or(0);
-    let facts = json!({
-        "parameters": all,
-        "trainable_parameters": learning,
-        "tokens_per_step": trainer.tokens_per_step(),
-        "weights_bytes": 4 * all,
-        "gradients_bytes": 4 * learning,
-        "optimizer_bytes": 8 * learning,
-        "activations_bytes": peak.saturating_sub(before),
-        "peak_bytes": peak,
-        "step_seconds": step,
-        "evaluation_seconds": evaluation,
-        "steps": t.max_iters,
-        "total_seconds": seconds,
-        "cost": price.map(|price| price * seconds / 3600.0),
-    });
-    if global.format == Format::Json {
-        return print(&(facts.to_string() + "\n"));
-    }
-    let cost = price.map_or(String::new(), |price| {
-        format!("\n  cost          {:.2} at {price} per hour", price * seconds / 3600.0)
-    });
     let human = memory::human;
-    say(
-        global,
-        &format!(
-            "  parameters    {all}, {learning} of them learn\n  memory        {} at most: weights {}, gradients {}, optimizer {}, \
-             activations and the rest {}\n  a step        {step:.2} s for {} tokens, {:.0} tokens/s\n  the run       {} steps, {}{cost}",
-            human(peak),
-            human(4 * all),
-            human(4 * learning),
-            human(8 * learning),
-            human(peak.saturating_sub(4 * all + 12 * learning)),
-            trainer.tokens_per_step(),
-            trainer.tokens_per_step() as f64 / step,
-            t.max_iters,
-            duration(seconds),
-        ),
-    )
-}
-
-/// Time for people.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} seconds"),
-        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
+    let estimate = Estimate {
+        seconds,
+        peak,
+        facts: json!({
+            "parameters": all,
+            "trainable_parameters": learning,
+            "tokens_per_step": trainer.tokens_per_step(),
+            "weights_bytes": 4 * all,
+            "gradients_bytes": 4 * learning,
+            "optimizer_bytes": 8 * learning,
+            "activations_bytes": peak.saturating_sub(before),
+            "step_seconds": step,
+            "evaluation_seconds": evaluation,
+            "steps": t.max_iters,
+        }),
+        lines: vec![
+            ("parameters", format!("{all}, {learning} of them learn")),
+            (
+                "of memory",
+                format!(
+                    "weights {}, gradients {}, optimizer {}, activations and the rest {}",
+                    human(4 * all),
+                    human(4 * learning),
+                    human(8 * learning),
+                    human(peak.saturating_sub(4 * all + 12 * learning))
+                ),
+            ),
+            (
+                "a step",
+                format!(
+                    "{step:.2} s for {} tokens, {:.0} tokens/s",
+                    trainer.tokens_per_step(),
+                    trainer.tokens_per_step() as f64 / step
+                ),
+            ),
+            ("steps", t.max_iters.to_string()),
+        ],
+    };
+    estimate.show(global)
 }
 
 /// One trainer per directory.
@@ -233,21 +224,29 @@ fn train(
         .append(true)
         .open(metrics_path)
         .map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })?;
-    let mut record = |metrics: &mut Vec<Metric>, metric: Metric| -> Result<()> {
+    let (begun, before) = (Instant::now(), metrics.last().map_or(0.0, |metric| metric.seconds));
+    let mut record = |metrics: &mut Vec<Metric>, mut metric: Metric| -> Result<()> {
+        metric.seconds = before + begun.elapsed().as_secs_f64();
         let line = serde_json::to_string(&metric).map_err(|e| Error::Bug(e.to_string()))?;
         metrics.push(metric);
         writeln!(file, "{line}").map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })
     };
     if trainer.steps() == 0 && metrics.is_empty() {
         let loss = trainer.evaluate()?.0;
-        record(metrics, Metric { step: 0, split: "validation".into(), loss, lr: 0.0, tokens_per_second: 0.0 })?;
+        record(metrics, Metric { step: 0, split: "validation".into(), loss, ..Metric::default() })?;
     }
     while !trainer.is_done() && !stop.is_asked() {
         let start = Instant::now();
         let step = trainer.step()?;
         let tokens_per_second = trainer.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
-        let metric =
-            |split: &str, loss| Metric { step: step.step, split: split.into(), loss, lr: step.lr, tokens_per_second };
+        let metric = |split: &str, loss| Metric {
+            step: step.step,
+            split: split.into(),
+            loss,
+            lr: step.lr,
+            tokens_per_second,
+            seconds: 0.0,
+        };
         record(metrics, metric("train", step.loss))?;
         let last = step.step == knobs.max_iters;
         if step.step % knobs.eval_interval == 0 || last {
@@ -286,7 +285,10 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "loss" => metrics.iter().map(|m| m.loss).collect::<Vec<_>>(),
         "lr" => metrics.iter().map(|m| m.lr).collect::<Vec<_>>(),
         "tokens_per_second" => metrics.iter().map(|m| m.tokens_per_second).collect::<Vec<_>>(),
+        "seconds" => metrics.iter().map(|m| m.seconds).collect::<Vec<_>>(),
+        "cost" => metrics.iter().map(|m| global.cost(m.seconds)).collect::<Vec<_>>(),
     )?;
+    let seconds = metrics.last().map_or(0.0, |m| m.seconds);
     interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
     let figure = figure::training(&frame)?;
     disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
@@ -304,6 +306,10 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "lowest_validation_loss": trainer.progress().best,
         "versions": { "interp": env!("CARGO_PKG_VERSION") },
         "threads": rayon::current_num_threads(),
+        "memory": { "peak": memory::peak() },
+        "seconds": { "total": seconds },
+        "cost": global.cost(seconds),
+        "price_per_hour": global.price,
     });
     let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
     disk::write_bytes(&dir.join("run.json"), &text)?;

@@ -80,7 +80,9 @@ impl Lines {
         if self.x_labels.is_empty() {
             for tick in self::ticks(points().map(|p| p.0)).into_iter().filter(|t| (x_low..=x_high).contains(t)) {
                 figure.path(vec![(to_x(tick), top + h), (to_x(tick), top + h + 4)], GREY, 1);
-                figure.text((to_x(tick), top + h + 14), &number(tick, x_high - x_low), FONT, INK, Anchor::Middle);
+                let whole = points().all(|p| p.0.fract() == 0.0) && tick.fract() == 0.0;
+                let label = if whole { format!("{tick:.0}") } else { number(tick, x_high - x_low) };
+                figure.text((to_x(tick), top + h + 14), &label, FONT, INK, Anchor::Middle);
             }
         } else {
             let step = (self.x_labels.len() * 13).div_ceil(w as usize).max(1);

@@ -99,6 +99,17 @@ pub fn small_model(dtype: DType) -> Gpt2 {
     model(&small_config(), dtype)
 }
 
+/// Writes a random model of two layers with the tokenizer of the embedded one, as a directory that `--model` takes.
+pub fn write_model(dir: &Path) {
+    let config = Config::new(2, 2, 16, 1536, 128);
+    let tensors: std::collections::HashMap<String, Tensor> =
+        weights(&config, DType::F32).into_iter().filter(|(name, _)| name != "lm_head.weight").collect();
+    std::fs::create_dir_all(dir).unwrap();
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_json().to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer.json"), interp::embedded::TOKENIZER).unwrap();
+}
+
 /// Random prompts of the given lengths.
 pub fn tokens(config: &Config, lengths: &[usize], seed: u64) -> Tokens {
     let mut rng = stream(seed, "tokens", 0);

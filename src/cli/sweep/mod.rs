@@ -1,0 +1,267 @@
+//! Runs every run of a study, each in a process of its own: one that fails, or that the system kills, leaves the others alone.
+//!
+//! A directory holds `study.toml`, `runs/ID/`, what each run leaves behind, and `frame.parquet` with `runs.parquet` at the end. An
+//! ID is made of what the run is: its options and the content of the files that it reads. A run is done when its run.json is there,
+//! and is taken by a lock, so that several processes can share a directory.
+
+mod child;
+mod runs;
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use interp::study::{self, Study, shown};
+use interp::{Error, Result, disk, figure, memory, weights};
+use polars::prelude::*;
+use serde_json::{Value, json};
+
+use super::args::{BosArg, Dtype, Format, Global};
+use super::cost::{Estimate, duration};
+use super::report::{arguments, csv, output_dir, print, rows, say};
+use super::stop::Stop;
+use super::{note, request};
+use child::Ended;
+pub use child::error;
+use runs::Run;
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The study: a command, the options that all runs share, and what is varied, as TOML.
+    #[arg(value_name = "STUDY")]
+    study: PathBuf,
+    /// Set a key of the study, such as max_iters=20 or 'grid.seed=[1, 2]'; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Only say how long all runs would take, how much memory, and what they cost.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let Global { model, tokenizer, dtype, bos, allow_special, seed, .. } = global;
+    if model != "tiny"
+        || tokenizer.is_some()
+        || *allow_special
+        || (*dtype, *bos, *seed) != (Dtype::F32, BosArg::Auto, 0)
+    {
+        return Err(request(
+            "model, tokenizer, dtype, bos, allow_special and seed of a sweep stand in the study, in [options]",
+        ));
+    }
+    let text = weights::read_text(&args.study, 1 << 20)?;
+    let study = Study::parse_with(&text, &args.study, &args.set)?;
+    let runs = runs::read(&study, &args.study, &args.set, global)?;
+    let name = args.study.file_stem().map_or("study".into(), |stem| stem.to_string_lossy().into_owned());
+    let dir = match (&global.out, &global.name) {
+        (None, None) => Path::new("outputs/sweep").join(name),
+        _ => output_dir("sweep", global, &name)?,
+    };
+    if args.dry_run {
+        return estimate(&dir, &runs, global);
+    }
+    claim(&dir)?;
+    disk::write_bytes(&dir.join("study.toml"), text.as_bytes())?;
+    let (started, stop) = (SystemTime::now(), Stop::listen());
+    let mut ended: Vec<Ended> = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        let (outcome, seconds) = child::run(&dir, run, started, &stop)?;
+        if stop.is_asked() {
+            let done = ended.iter().filter(|outcome| matches!(outcome, Ended::Done)).count();
+            return Err(stop.error(format!(" after {done} of {} runs; the same command continues", runs.len())));
+        }
+        let how = match (&outcome, seconds) {
+            (Ended::Done, None) => "done before".to_string(),
+            (Ended::Done, Some(seconds)) => format!("{seconds:.1} s"),
+            (Ended::Failed(_, message), _) => format!("failed: {message}"),
+            (Ended::Elsewhere, _) => "in another process".to_string(),
+        };
+        note(global.quiet, &format!("run {} of {}, {}: {how}", i + 1, runs.len(), run.words()));
+        ended.push(outcome);
+    }
+    // What another process had may be done by now, or may have been left by it.
+    for (run, outcome) in runs.iter().zip(&mut ended) {
+        if matches!(outcome, Ended::Elsewhere) {
+            *outcome = child::run(&dir, run, started, &stop)?.0;
+        }
+    }
+    if stop.is_asked() {
+        return Err(stop.error("; the same command continues".into()));
+    }
+    let elsewhere = ended.iter().filter(|outcome| matches!(outcome, Ended::Elsewhere)).count();
+    if elsewhere > 0 {
+        return Err(Error::TryAgain(format!(
+            "another process does {elsewhere} of {} runs, and collects the results; the same command would, once those are done",
+            runs.len()
+        )));
+    }
+    collect(&dir, &study, &runs, &ended, global)
+}
+
+/// A directory for runs: a new one, an empty one, or one of a sweep.
+fn claim(dir: &Path) -> Result<()> {
+    let foreign = dir.exists() && !dir.join("runs").is_dir();
+    if foreign && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        let what = "it holds other files; name an empty or a new directory".into();
+        return Err(Error::CannotWrite { path: dir.to_path_buf(), what });
+    }
+    disk::write_dir(&dir.join("runs"))
+}
+
+/// What every run left, as one frame and one figure.
+fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Global) -> Result<()> {
+    let keys = study.varied();
+    let (mut all, mut facts) = (None, Vec::new());
+    for (run, outcome) in runs.iter().zip(ended) {
+        facts.push(Facts::of(dir, run, outcome)?);
+        if !matches!(outcome, Ended::Done) {
+            continue;
+        }
+        let frame = interp::frame::load_parquet(&run.dir(dir).join("frame.parquet"))?;
+        let mut rows = study::result(&study.command, frame)?;
+        let varied = study::columns(&keys, &vec![run.varied.clone(); rows.height()]);
+        for key in &keys {
+            rows = rows.drop(key).unwrap_or(rows);
+        }
+        let mut columns = varied;
+        columns.extend(rows.columns().iter().cloned());
+        push(&mut all, DataFrame::new_infer_height(columns)?)?;
+    }
+    let mut table = table(&keys, runs, &facts)?;
+    interp::frame::save_parquet(&mut table, &dir.join("runs.parquet"))?;
+    let failed: Vec<(&Run, i32, &String)> = runs
+        .iter()
+        .zip(ended)
+        .filter_map(|(run, outcome)| match outcome {
+            Ended::Failed(code, message) => Some((run, *code, message)),
+            _ => None,
+        })
+        .collect();
+    let fault = failed.first().map(|(run, code, message)| {
+        let more = format!("{} of {} runs failed", failed.len(), runs.len());
+        child::error(*code, format!("{more}; the first, {}: {message}; the same command tries again", run.words()))
+    });
+    let Some(mut frame) = all else {
+        return Err(fault.unwrap_or_else(|| Error::Bug("no run and no fault".into())));
+    };
+    interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
+    let figure = figure::study(study, &frame)?;
+    disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
+    disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
+    let seconds: f64 = facts.iter().filter_map(|facts| facts.seconds).sum();
+    let record = json!({
+        "command": "sweep",
+        "arguments": arguments(),
+        "study": { "about": study.about, "command": study.command, "varied": keys },
+        "runs": runs.len(),
+        "failed": failed.len(),
+        "seconds": { "total": seconds },
+        "cost": global.cost(seconds),
+        "price_per_hour": global.price,
+        "versions": { "interp": env!("CARGO_PKG_VERSION") },
+    });
+    let text = serde_json::to_vec_pretty(&record).map_err(|e| Error::Bug(e.to_string()))?;
+    disk::write_bytes(&dir.join("run.json"), &text)?;
+    match global.format {
+        Format::Text => say(
+            global,
+            &format!(
+                "{} of {} runs, {} rows, {} of computing\nwrote {}",
+                runs.len() - failed.len(),
+                runs.len(),
+                frame.height(),
+                duration(seconds),
+                dir.display()
+            ),
+        )?,
+        Format::Json => {
+            print(&(json!({ "run": record, "rows": rows(&frame)?, "runs": rows(&table)? }).to_string() + "\n"))?
+        }
+        Format::Csv => print(&csv(&frame)?)?,
+    }
+    fault.map_or(Ok(()), Err)
+}
+
+/// Puts rows below others; where runs vary in what they say at all, a column may hold numbers in one and nothing in another.
+fn push(all: &mut Option<DataFrame>, mut part: DataFrame) -> Result<()> {
+    if let Some(all) = all {
+        for column in all.columns().to_vec() {
+            let own = part.column(column.name())?.clone();
+            if own.dtype() == column.dtype() {
+                continue;
+            }
+            let wide = if own.null_count() == own.len() { column.dtype() } else { own.dtype() };
+            part.with_column(own.cast(wide)?)?;
+            all.with_column(column.cast(wide)?)?;
+        }
+    }
+    interp::frame::append(all, part)
+}
+
+/// What is known of a run after it.
+struct Facts {
+    status: &'static str,
+    error: Option<String>,
+    seconds: Option<f64>,
+    peak: Option<u64>,
+    cost: Option<f64>,
+}
+
+impl Facts {
+    fn of(dir: &Path, run: &Run, outcome: &Ended) -> Result<Self> {
+        if let Ended::Failed(_, message) = outcome {
+            return Ok(Self { status: "failed", error: Some(message.clone()), seconds: None, peak: None, cost: None });
+        }
+        let path = run.dir(dir).join("run.json");
+        let record: Value = serde_json::from_str(&weights::read_text(&path, 1 << 30)?)
+            .map_err(|e| Error::Data { path: path.clone(), what: e.to_string() })?;
+        Ok(Self {
+            status: "done",
+            error: None,
+            seconds: record["seconds"]["total"].as_f64(),
+            peak: record["memory"]["peak"].as_u64(),
+            cost: record["cost"].as_f64(),
+        })
+    }
+}
+
+/// runs.parquet: what is varied, `run`, `status`, `error`, `seconds`, `peak_bytes`, `cost`, `directory`.
+fn table(keys: &[String], runs: &[Run], facts: &[Facts]) -> Result<DataFrame> {
+    let varied: Vec<toml::Table> = runs.iter().map(|run| run.varied.clone()).collect();
+    let mut columns = study::columns(keys, &varied);
+    let own = df!(
+        "run" => (0..runs.len() as u32).collect::<Vec<_>>(),
+        "status" => facts.iter().map(|facts| facts.status).collect::<Vec<_>>(),
+        "error" => facts.iter().map(|facts| facts.error.clone()).collect::<Vec<_>>(),
+        "seconds" => facts.iter().map(|facts| facts.seconds).collect::<Vec<_>>(),
+        "peak_bytes" => facts.iter().map(|facts| facts.peak).collect::<Vec<_>>(),
+        "cost" => facts.iter().map(|facts| facts.cost).collect::<Vec<_>>(),
+        "directory" => runs.iter().map(|run| format!("runs/{}", run.id)).collect::<Vec<_>>(),
+    )?;
+    columns.retain(|column| own.column(column.name()).is_err());
+    columns.extend(own.columns().iter().cloned());
+    Ok(DataFrame::new_infer_height(columns)?)
+}
+
+/// What all runs that are not done would take, from the dry run of each.
+fn estimate(dir: &Path, runs: &[Run], global: &Global) -> Result<()> {
+    let (mut seconds, mut peak, mut each) = (0.0, 0_u64, Vec::new());
+    let waiting: Vec<&Run> = runs.iter().filter(|run| !run.is_done(dir)).collect();
+    for run in &waiting {
+        let said = child::dry(run)?;
+        let (own, bytes) =
+            (said["total_seconds"].as_f64().unwrap_or(f64::NAN), said["peak_bytes"].as_u64().unwrap_or(0));
+        note(global.quiet, &format!("{}: {}, {}", run.words(), duration(own), memory::human(bytes)));
+        let varied: serde_json::Map<String, Value> =
+            run.varied.iter().map(|(key, value)| (key.clone(), json!(shown(value)))).collect();
+        each.push(json!({ "varied": varied, "total_seconds": own, "peak_bytes": bytes, "cost": global.cost(own) }));
+        seconds += own;
+        peak = peak.max(bytes);
+    }
+    let estimate = Estimate {
+        seconds,
+        peak,
+        facts: json!({ "runs": runs.len(), "done": runs.len() - waiting.len(), "each": each }),
+        lines: vec![("runs", format!("{}, {} of them done", runs.len(), runs.len() - waiting.len()))],
+    };
+    estimate.show(global)
+}
