@@ -54,6 +54,11 @@ impl Protocol {
         Ok(())
     }
 
+    /// Tokens that pass through the model for a text of `n` tokens: with a stride below the context, most of them several times.
+    pub fn passes(&self, n: usize) -> usize {
+        self.windows(n).iter().map(|(begin, end, _)| end - begin).sum()
+    }
+
     /// Windows over a text of `n` tokens: where each begins and ends, and the first token that it scores.
     fn windows(&self, n: usize) -> Vec<(usize, usize, usize)> {
         let mut windows = Vec::new();
@@ -104,6 +109,13 @@ impl Document {
             return Err(Error::request("a text of one token holds nothing to predict"));
         }
         Ok(Self { ids, bytes, words })
+    }
+
+    /// Its first `n` tokens, two at least, as if it ended there.
+    pub fn beginning(&self, n: usize) -> Self {
+        let ids = self.ids[..n.clamp(2, self.ids.len())].to_vec();
+        let share = |all: usize| all * ids.len() / self.ids.len();
+        Self { bytes: share(self.bytes), words: share(self.words), ids }
     }
 
     /// Its tokens, BOS included.

@@ -436,3 +436,50 @@ fn a_name_is_one_directory_below_the_commands() {
     }
     with_prompt("tokens").words("--name a --out b").run().refused(2, "cannot be used with");
 }
+
+#[test]
+fn bench_times_what_it_is_asked_to() {
+    let words = "bench --repeats 2 --context 32 --price 3.6 --format json";
+    let run = Interp::new().words(words).run().ok();
+    let rows = json(&run)["rows"].as_array().unwrap().clone();
+    let tasks: Vec<&str> = rows.iter().map(|row| row["task"].as_str().unwrap()).collect();
+    assert_eq!(tasks, ["generate", "forward", "train"]);
+    for row in &rows {
+        let number = |key: &str| row[key].as_f64().unwrap();
+        // Of a text of 32 tokens 16 are the prompt.
+        let tokens = if row["task"] == "generate" { 16.0 } else { 32.0 };
+        assert!((number("tokens_per_second") - tokens / number("seconds")).abs() < 1e-6 * number("tokens_per_second"));
+        assert!(number("low") <= number("tokens_per_second") && number("tokens_per_second") <= number("high"));
+        assert!((number("cost_per_million_tokens") - 1e3 / number("tokens_per_second")).abs() < 1e-6);
+        assert!(number("peak_bytes") > 5e6 && number("repeats") == 2.0);
+    }
+    for (words, why) in [
+        ("bench --task fly", "there is no task `fly`"),
+        ("bench --context 257", "this model takes"),
+        ("bench --task generate --context 16", "this model takes 17 to 256"),
+        ("bench --repeats 0", "at least 1"),
+        ("bench --task train --dtype bf16", "training is in f32"),
+    ] {
+        Interp::new().words(words).run().refused(2, why);
+    }
+}
+
+#[test]
+fn dry_runs_write_nothing_and_say_what_it_takes() {
+    let commands = [
+        "perplexity --prompt Mary_and_John --dry-run",
+        "generate --max-new-tokens 60 --num-samples 3 --dry-run",
+        "generate --max-new-tokens 3 --dry-run",
+    ];
+    for words in commands {
+        let run = Interp::new().words(words).words("--price 2 --format json").run().ok();
+        let facts: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+        let number = |key: &str| facts[key].as_f64().unwrap();
+        assert!(number("total_seconds") > 0.0 && number("peak_bytes") > 1e6, "{words}");
+        assert!((number("cost") - number("total_seconds") / 1800.0).abs() < 1e-12, "{words}");
+        assert!(!run.dir.path().join("outputs").exists(), "{words}");
+        let people = Interp::new().words(words).words("--price 2").run().ok();
+        assert!(people.stdout.contains("at 2 per hour") && people.stdout.contains("memory"), "{}", people.stdout);
+    }
+    Interp::new().words("generate --dry-run --price=-1").run().refused(2, "a price is a number not below 0");
+}

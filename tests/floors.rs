@@ -52,6 +52,7 @@ const FLOORS: [&[&str]; 5] = [
         "answers",
         "attention",
         "attribution",
+        "behave",
         "capture",
         "card",
         "catalogue",
@@ -66,10 +67,13 @@ const FLOORS: [&[&str]; 5] = [
         "predict",
         "probe",
         "residual",
+        "speed",
         "steer",
+        "study",
+        "suite",
         "train",
     ],
-    &["figure", "page", "notebook", "verify", "agreement"],
+    &["figure", "page", "notebook", "verify", "known", "agreement"],
 ];
 
 fn root() -> PathBuf {

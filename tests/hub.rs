@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::fixture;
 use fake::{COMMIT, Hub, Repo, Request, Response, file};
 use interp::weights::sha256_of;
-use process::{Interp, files};
+use process::{Interp, can_mount, files};
 
 /// A model whose weights are large enough to break off in the middle, with the built-in tokenizer.
 fn repo() -> Repo {
@@ -497,4 +497,20 @@ fn fixtures_are_served_by_their_hash() {
     let request = Request { path: "/x".into(), headers: [("range".to_string(), "bytes=10-".to_string())].into() };
     let response = file(&content, &request);
     assert_eq!((response.status, response.body.as_slice()), (206, &content[10..]));
+}
+
+#[test]
+fn all_models_are_held_against_the_disk_before_the_first_is_asked_for() {
+    if !can_mount() {
+        eprintln!("this machine lets users mount nothing: no disk is too small here");
+        return;
+    }
+    let hub = Hub::new(|_| Response::status(404));
+    let small = tempfile::tempdir().unwrap();
+    let run = Interp::new().words("models download --all").mounted(small.path(), "size=50m");
+    let run = run.env("HF_ENDPOINT", &hub.address).env("HF_HUB_CACHE", small.path()).run();
+    assert!(run.stderr.contains("5 models, 11.8 GB to download"), "{}", run.stderr);
+    assert_eq!(run.code, Some(73), "{}", run.stderr);
+    assert!(run.stderr.contains("the models need 11.8 GB"), "{}", run.stderr);
+    assert!(hub.log().is_empty() && files(small.path()).is_empty());
 }

@@ -3,13 +3,13 @@ use std::time::Instant;
 
 use interp::behave::{self, Asked};
 use interp::suite::{Asking, Question, SHIPPED, Suite};
-use interp::{Error, Plan, Result, figure, memory, weights};
+use interp::{Error, Plan, Result, figure, weights};
 use polars::prelude::DataFrame;
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::bench::Bench;
-use super::cost::Estimate;
+use super::cost::{self, Estimate};
 use super::report::{How, Outcome, Report, bar, counted, say};
 use super::request;
 
@@ -168,6 +168,17 @@ fn ask(bench: &Bench, suite: &Suite, questions: &[Question], global: &Global) ->
     Ok((answers, start.elapsed().as_secs_f64()))
 }
 
+/// Seconds of the bounds of so many questions: every metric resamples them, all together and by template.
+fn bounds(count: usize) -> f64 {
+    let values = vec![1.0; 500];
+    let start = Instant::now();
+    interp::stats::bootstrap(&values, 0);
+    start.elapsed().as_secs_f64() * (METRICS * 2 * count) as f64 / values.len() as f64
+}
+
+/// Metrics with bootstrapped bounds.
+const METRICS: usize = 6;
+
 /// Seconds for all questions, from some of them; and how many there are.
 fn measure(bench: &Bench, suite: &Suite, mut questions: Vec<Question>, global: &Global) -> Result<(f64, usize)> {
     let tokens = |some: &[Question]| some.iter().map(|question| question.prompt.len()).sum::<usize>();
@@ -176,14 +187,14 @@ fn measure(bench: &Bench, suite: &Suite, mut questions: Vec<Question>, global: &
     let first = ask(bench, suite, &questions, global)?.1;
     // The first batch also touches all memory for the first time.
     let seconds = ask(bench, suite, &questions, global)?.1.min(first);
-    Ok((seconds * all as f64 / tokens(&questions).max(1) as f64, count))
+    Ok((seconds * all as f64 / tokens(&questions).max(1) as f64 + bounds(count), count))
 }
 
 fn show(estimate: &[(f64, usize)], global: &Global) -> Result<()> {
     let questions: usize = estimate.iter().map(|(_, count)| count).sum();
     let estimate = Estimate {
         seconds: estimate.iter().map(|(seconds, _)| seconds).sum(),
-        peak: memory::peak().unwrap_or(0),
+        peak: cost::peak(),
         facts: json!({ "questions": questions }),
         lines: vec![("questions", questions.to_string())],
     };

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::args::{Format, Global};
 use super::report::{print, say};
 
+/// What frame and picture of a usual result take, which a dry run does not make: measured, 5 to 20 MB.
+const RESULT_BYTES: u64 = 12_000_000;
+
 /// What `--dry-run` says.
 pub struct Estimate {
     /// Wall time of the whole run.
@@ -39,6 +42,11 @@ impl Estimate {
         let text: Vec<String> = lines.iter().map(|(name, value)| format!("  {name:<14}{value}")).collect();
         say(global, &text.join("\n"))
     }
+}
+
+/// The most memory that a run holds of which a piece was measured in this process.
+pub fn peak() -> u64 {
+    memory::peak().unwrap_or(0) + RESULT_BYTES
 }
 
 /// Time for people.

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::args::{Format, Global};
 use super::bench::Bench;
+use super::cost::{self, Estimate};
 use super::report::{bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
 use super::{note, request};
@@ -345,19 +346,25 @@ fn dry_run(bench: &Bench, request: &Request, documents: Documents, per_row: u64,
     let bytes = all * per_row;
     let seconds = all as f64 / rate;
     let free = interp::disk::free(&std::env::current_dir().unwrap_or_default());
-    let data = json!({ "documents": work.plan().documents, "rows": all, "parts": parts, "bytes": bytes,
-        "rows_per_second": rate, "seconds": seconds, "free": free });
-    let summary = format!(
-        "{}, {all} rows in {}, about {}; {} are free here\nabout {rate:.0} rows per second: {seconds:.0} s",
-        counted(work.plan().documents as usize, "document"),
-        counted(parts, "part"),
-        memory::human(bytes),
-        free.map_or("unknown amounts".into(), memory::human),
-    );
-    match global.format {
-        Format::Json => print(&(data.to_string() + "\n")),
-        _ => say(global, &summary),
-    }
+    let estimate = Estimate {
+        seconds: bench.load_seconds + seconds,
+        peak: cost::peak(),
+        facts: json!({ "documents": work.plan().documents, "rows": all, "parts": parts, "bytes": bytes,
+            "rows_per_second": rate, "seconds": seconds, "free": free }),
+        lines: vec![
+            ("documents", format!("{}, {all} rows in {}", work.plan().documents, counted(parts, "part"))),
+            (
+                "on disk",
+                format!(
+                    "{}; {} are free here",
+                    memory::human(bytes),
+                    free.map_or("unknown amounts".into(), memory::human)
+                ),
+            ),
+            ("rows", format!("{rate:.0} per second")),
+        ],
+    };
+    estimate.show(global)
 }
 
 fn verify(dir: &Path, global: &Global) -> Result<()> {

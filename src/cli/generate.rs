@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
 use super::bench::Bench;
-use super::cost::Estimate;
+use super::cost::{self, Estimate};
 use super::report::{How, Outcome, Report, print};
 use super::request;
 
@@ -186,7 +186,7 @@ fn estimate(
     let texts = tokens.len() * options.num_samples;
     Estimate {
         seconds: bench.load_seconds + short + step * (all - few) as f64,
-        peak: memory::peak().unwrap_or(0) + kept,
+        peak: cost::peak() + kept,
         facts: json!({ "texts": texts, "tokens": texts * all, "step_seconds": step }),
         lines: vec![
             ("texts", format!("{texts} of at most {all} tokens")),

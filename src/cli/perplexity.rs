@@ -1,16 +1,15 @@
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::ValueEnum;
 use interp::perplexity::{Document, Protocol, Score, comparison, per_token, score};
 use interp::text::Bos;
-use interp::{Error, Plan, Result, Tokenizer, figure, memory};
+use interp::{Error, Plan, Result, Tokenizer, figure};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::cost::Estimate;
+use super::cost::{self, Estimate};
 use super::prompts::decode;
 use super::report::{How, Outcome, Report, bar};
 use super::request;
@@ -158,8 +157,8 @@ fn tokenized(name: &str, texts: &[String], tokenizer: &Tokenizer, protocol: &Pro
     documents.collect::<Result<_>>().map_err(|e| Error::Request(format!("{name}: {e}")))
 }
 
-/// Batches of windows that a dry run scores; the first also touches all memory for the first time.
-const SAMPLE: usize = 4;
+/// Windows that a dry run scores, besides the first.
+const SAMPLE: usize = 11;
 
 /// Scores the beginning of every text, to say how long all of it would take.
 fn estimate(args: &Args, models: &[String], texts: &[(String, Vec<String>)], global: &Global) -> Result<()> {
@@ -171,25 +170,29 @@ fn estimate(args: &Args, models: &[String], texts: &[(String, Vec<String>)], glo
         seconds += bench.load_seconds;
         for (text_name, documents) in texts {
             let documents = tokenized(text_name, documents, tokenizer, &protocol)?;
-            let all = documents.iter().map(|document| document.ids().len() - 1).sum::<usize>();
-            let mut marks = vec![(Instant::now(), 0)];
-            let mut mark = |done| {
-                marks.push((Instant::now(), done));
-                if marks.len() > SAMPLE { Err(Error::Interrupted(String::new())) } else { Ok(()) }
-            };
-            match score(&bench.model, &documents, &protocol, &mut mark) {
-                Ok(_) | Err(Error::Interrupted(_)) => {}
-                Err(e) => return Err(e),
+            let passes = |some: &[Document]| some.iter().map(|one| protocol.passes(one.ids().len())).sum::<usize>();
+            let all = passes(&documents);
+            // Whole documents, and the beginning of one that is longer.
+            let mut left = SAMPLE * protocol.stride + protocol.context;
+            let mut sample = Vec::new();
+            for document in documents.iter() {
+                if left >= 2 {
+                    sample.push(document.beginning(left));
+                    left = left.saturating_sub(document.ids().len());
+                }
             }
-            let (first, last) = (marks[usize::from(marks.len() > 2)], marks[marks.len() - 1]);
-            let each = (last.0 - first.0).as_secs_f64() / (last.1 - first.1).max(1) as f64;
-            seconds += each * all as f64;
+            let mut best = f64::INFINITY;
+            // The first time also touches all memory for the first time.
+            for _ in 0..2 {
+                best = best.min(score(&bench.model, &sample, &protocol, &mut |_| Ok(()))?.seconds);
+            }
+            seconds += best * all as f64 / passes(&sample).max(1) as f64;
             tokens += all;
         }
     }
-    let peak = memory::peak().unwrap_or(0);
-    let lines = vec![("tokens", format!("{tokens}, {:.0} per second", tokens as f64 / seconds))];
-    Estimate { seconds, peak, facts: json!({ "tokens": tokens }), lines }.show(global)
+    let peak = cost::peak();
+    let lines = vec![("tokens read", format!("{tokens}, {:.0} per second", tokens as f64 / seconds))];
+    Estimate { seconds, peak, facts: json!({ "tokens_read": tokens }), lines }.show(global)
 }
 
 fn scored(bench: &Bench, documents: &[Document], protocol: &Protocol, global: &Global) -> Result<Score> {

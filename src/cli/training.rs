@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
-use super::cost::Estimate;
+use super::cost::{self, Estimate};
 use super::report::{arguments, bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
 use super::{note, request};
@@ -40,7 +40,7 @@ pub struct Args {
     /// Start over, even if --out holds a run that could be continued.
     #[arg(long)]
     pub restart: bool,
-    /// Only say how many parameters, how much memory, how long, from one step that is measured and forgotten.
+    /// Only say how many parameters, how much memory, how long, from some steps that are measured and forgotten.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -138,23 +138,26 @@ fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
     }))
 }
 
-/// Takes one step to see how long it takes, and says what the whole run would.
+/// Steps that a dry run times.
+const STEPS: u32 = 2;
+
+/// Takes some steps to see how long they take, and says what the whole run would.
 fn estimate(mut trainer: Trainer, global: &Global) -> Result<()> {
     let before = memory::peak().unwrap_or(0);
-    let start = Instant::now();
+    // The first step touches all memory for the first time; a long run is made of later ones.
     trainer.step()?;
-    let first = start.elapsed().as_secs_f64();
-    // The first step also touches all memory for the first time; a long run is made of later ones.
     let start = Instant::now();
-    trainer.step()?;
-    let step = start.elapsed().as_secs_f64().min(first);
+    for _ in 0..STEPS {
+        trainer.step()?;
+    }
+    let step = start.elapsed().as_secs_f64() / f64::from(STEPS);
     let start = Instant::now();
     trainer.validation_loss()?;
     let evaluation = start.elapsed().as_secs_f64();
     let t = &trainer.recipe().train;
     let seconds = step * t.max_iters as f64 + evaluation * (t.max_iters / t.eval_interval + 1) as f64;
     let (all, learning) = (trainer.model().config().parameters(), trainer.trainable() as u64);
-    let peak = memory::peak().unwrap_or(0);
+    let peak = cost::peak();
     let human = memory::human;
     let estimate = Estimate {
         seconds,

@@ -24,9 +24,11 @@ pub fn behave(frame: &DataFrame) -> Result<Figure> {
     let accuracy = of("accuracy");
     let distinct = |column: &[String]| {
         let mut found: Vec<String> = Vec::new();
-        accuracy
-            .iter()
-            .for_each(|&i| (!found.contains(&column[i])).then(|| found.push(column[i].clone())).unwrap_or(()));
+        for &i in &accuracy {
+            if !found.contains(&column[i]) {
+                found.push(column[i].clone());
+            }
+        }
         found
     };
     let (models, suites, phrasings) = (distinct(&model), distinct(&suite), distinct(&phrasing));
@@ -83,7 +85,7 @@ pub fn behave(frame: &DataFrame) -> Result<Figure> {
         title,
         note: "accuracy with bounds of 95 %; grey: what choosing blindly gets right".into(),
         value_name: "accuracy".into(),
-        ends: (0.0, 1.0),
+        shares: true,
         series: models,
         rows: dots,
     }

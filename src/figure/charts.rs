@@ -118,7 +118,7 @@ impl Lines {
 }
 
 /// Round numbers that enclose the values: at least two, at most eight.
-fn ticks(values: impl Iterator<Item = f64>) -> Vec<f64> {
+pub(super) fn ticks(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let (low, high) = Scale::over(values).ends();
     let rough = (high - low) / 5.0;
     let power = 10_f64.powf(rough.log10().floor());

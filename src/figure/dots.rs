@@ -28,8 +28,8 @@ pub struct Dots {
     pub note: String,
     /// What a value is.
     pub value_name: String,
-    /// Where the axis begins and ends.
-    pub ends: (f64, f64),
+    /// Whether values are shares, whose axis is all of 0 to 1; otherwise it holds 0 and the values.
+    pub shares: bool,
     /// Names in the legend; one alone is not named.
     pub series: Vec<String>,
     /// Name and dots of each row.
@@ -58,10 +58,14 @@ impl Dots {
         let mut figure = Figure::new((left + w + legend_w + 20).max(head) as u32, (top + h.max(legend_h) + 56) as u32);
         figure.text((24, 24), &self.title, 16, INK, Anchor::Start);
         figure.text((24, 44), &self.note, FONT, GREY, Anchor::Start);
-        let (low, high) = self.ends;
+        let all = || self.rows.iter().flat_map(|(_, dots)| dots).flat_map(|dot| [dot.value, dot.low, dot.high]);
+        let ticks = match self.shares {
+            true => vec![0.0, 0.25, 0.5, 0.75, 1.0],
+            false => super::charts::ticks(all().filter(|x| x.is_finite()).chain([0.0])),
+        };
+        let (low, high) = (ticks[0], ticks[ticks.len() - 1]);
         let to_x = |value: f64| left + ((value.clamp(low, high) - low) / (high - low) * f64::from(w)).round() as i32;
-        for share in [0.0, 0.25, 0.5, 0.75, 1.0] {
-            let value = low + share * (high - low);
+        for value in ticks {
             figure.path(vec![(to_x(value), top), (to_x(value), top + h)], PALE, 1);
             figure.text((to_x(value), top + h + 14), &number(value, high - low), FONT, INK, Anchor::Middle);
         }

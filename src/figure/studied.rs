@@ -80,7 +80,19 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
             numbers.iter().find(|(count, _)| Some(*count) == most).map(|(_, key)| *key).or(varied.first()).cloned()
         }
     };
-    let series: Vec<&String> = varied.iter().filter(|key| Some(*key) != x.as_ref()).collect();
+    // What follows from x, or from what is told already, is not told again.
+    let follows = |key: &str, from: &str| -> Result<bool> {
+        let pairs = rows.iter().map(|&i| Ok((text(from, i)?, text(key, i)?)));
+        let pairs = pairs.collect::<Result<std::collections::BTreeSet<_>>>()?;
+        Ok(pairs.len() == distinct(from)?)
+    };
+    let mut series: Vec<&String> = Vec::new();
+    for key in varied.iter().filter(|key| Some(*key) != x.as_ref()) {
+        let mut told = x.iter().chain(series.iter().copied());
+        if !told.try_fold(false, |told, from| Ok::<bool, Error>(told || follows(key, from)?))? {
+            series.push(key);
+        }
+    }
     let floats = |name: &str| -> Result<Vec<f64>> {
         let column = frame.column(name)?.cast(&DataType::Float64)?;
         Ok(column.f64()?.iter().map(|x| x.unwrap_or(f64::NAN)).collect())
@@ -112,14 +124,8 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
         }
         dots[at].1.push(Dot { series, value: value[i], low: low[i], high: high[i], mark: None });
     }
-    let reach = rows.iter().flat_map(|&i| [value[i], low[i], high[i]]).filter(|x| x.is_finite());
-    let (least, most) = reach.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
-    let ends = match (bounded && least >= 0.0 && most <= 1.0, least < most) {
-        (true, _) => (0.0, 1.0),
-        (false, true) => (least.min(0.0), most + 0.05 * (most - least)),
-        (false, false) => (least.min(0.0), least.max(0.0) + 1.0),
-    };
-    Ok(Dots { title: study.about.clone(), note: String::new(), value_name: y_name, ends, series: names, rows: dots }
+    let shares = bounded && rows.iter().all(|&i| low[i] >= 0.0 && high[i] <= 1.0);
+    Ok(Dots { title: study.about.clone(), note: String::new(), value_name: y_name, shares, series: names, rows: dots }
         .draw())
 }
 

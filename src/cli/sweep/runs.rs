@@ -152,7 +152,8 @@ fn told(
         let beside = base.join(&text);
         // A model or a suite may be a name as well.
         let may_be = ["model", "models", "suites", "pairs", "tokenizer"].contains(&key);
-        if !names_file && !(may_be && beside.exists()) {
+        let is_path = names_file || (may_be && beside.exists());
+        if !is_path {
             return Ok(text);
         }
         if beside.is_file() {
