@@ -6,12 +6,12 @@ use polars::prelude::*;
 use crate::corpus::repeated_tokens;
 use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, LogitsAt};
-use crate::language::{Family, Item, Language, Metric, Split};
+use crate::language::{Family, Item, Language, Metric, Split, later, next_token};
 use crate::ops;
 use crate::plan::Plan;
 use crate::random::stream;
 use crate::site::Site;
-use crate::text::{Bos, Encoding, Tokenizer};
+use crate::text::{Encoding, Tokenizer};
 use crate::tokens::Tokens;
 
 /// Prompts that pass through the model at once.
@@ -97,44 +97,6 @@ fn later_is_likelier(tokenizer: &Tokenizer, family: &Family, item: &Item, logits
     };
     let (later, rest) = later(tokenizer, family, item)?;
     Ok(mass(later)? > mass(rest)?)
-}
-
-/// The two-digit numbers after the one in the prompt, and those up to it, as far as they are one token after the prompt.
-///
-/// # Errors
-/// [`Error::Data`] for a prompt without a year, or a tokenizer that cuts most numbers.
-pub(crate) fn later(tokenizer: &Tokenizer, family: &Family, item: &Item) -> Result<(Vec<String>, Vec<String>)> {
-    let digits: Vec<&str> = item.prompt.split(|c: char| !c.is_ascii_digit()).filter(|s| s.len() == 4).collect();
-    let begin: u32 = digits
-        .first()
-        .and_then(|year| year[2..].parse().ok())
-        .ok_or_else(|| not_measurable(family, &item.prompt, "has no year"))?;
-    // After some centuries a few numbers are no token of their own, since BPE cuts 1812 otherwise than 18 and 12.
-    let all: Vec<u32> = (2..=99)
-        .filter(|number| next_token(tokenizer, family, &item.prompt, &format!("{number:02}")).is_ok())
-        .collect();
-    if all.len() < 80 {
-        let what = format!("only {} of 98 numbers are one token after it", all.len());
-        return Err(not_measurable(family, &item.prompt, &what));
-    }
-    let (later, rest): (Vec<u32>, Vec<u32>) = all.into_iter().partition(|number| *number > begin);
-    let words = |numbers: Vec<u32>| numbers.iter().map(|number| format!("{number:02}")).collect();
-    Ok((words(later), words(rest)))
-}
-
-/// The token that an answer adds to a prompt.
-fn next_token(tokenizer: &Tokenizer, family: &Family, prompt: &str, answer: &str) -> Result<u32> {
-    let plain = Encoding { bos: Bos::No, allow_special: false };
-    let before = tokenizer.encode(prompt, plain)?;
-    let after = tokenizer.encode(&format!("{prompt}{answer}"), plain)?;
-    match after.strip_prefix(before.as_slice()) {
-        Some([token]) => Ok(*token),
-        _ => Err(not_measurable(family, prompt, &format!("`{answer}` is not one token after it"))),
-    }
-}
-
-fn not_measurable(family: &Family, prompt: &str, why: &str) -> Error {
-    Error::data("language", format!("family {}: `{prompt}`: {why}", family.name))
 }
 
 /// How a model reads random tokens that come twice.

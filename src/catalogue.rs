@@ -76,14 +76,8 @@ pub fn models(places: &Places) -> Result<DataFrame> {
         "vocabulary" => column(|c| c.vocab_size as u64),
         "parameters" => column(Config::parameters),
         "bytes" => column(|c| 4 * c.parameters()),
-        "run_bytes" => column(run_bytes),
-        "finetune_bytes" => column(|c| crate::train::step_memory(c, c.parameters(), 1, c.n_positions)),
+        "run_bytes" => column(Config::run_memory),
+        "finetune_bytes" => column(Config::tune_memory),
         "cached" => rows.iter().map(|r| r.3).collect::<Vec<_>>(),
     )?)
-}
-
-/// Weights, the logits of a full context, and the widest values of a layer.
-fn run_bytes(config: &Config) -> u64 {
-    let per_token = config.vocab_size + 2 * config.n_inner + 8 * config.n_embd + config.n_head * config.n_positions;
-    4 * config.parameters() + 4 * (config.n_positions * per_token) as u64
 }

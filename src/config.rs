@@ -138,6 +138,25 @@ impl Config {
         all
     }
 
+    /// Bytes that reading a full context takes in f32, about: the weights, the logits, and the widest values of a layer.
+    pub fn run_memory(&self) -> u64 {
+        let widest = 2 * self.n_inner + 8 * self.n_embd + self.n_head * self.n_positions;
+        4 * self.parameters() + 4 * (self.n_positions * (self.vocab_size + widest)) as u64
+    }
+
+    /// Bytes that a step of fine-tuning all parameters takes at most, in f32 on one row of a full context: weights, two batches of
+    /// gradients, AdamW's two moments, and what the backward pass remembers.
+    pub fn tune_memory(&self) -> u64 {
+        20 * self.parameters() + self.gradient_memory(1, self.n_positions)
+    }
+
+    /// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each layer 18
+    /// times its width and two attention maps per token, and the logits.
+    pub(crate) fn gradient_memory(&self, rows: usize, length: usize) -> u64 {
+        let per_layer = 18 * self.n_embd + 2 * self.n_head * length;
+        (2 * 4 * rows * length * (self.n_layer * per_layer + self.vocab_size)) as u64
+    }
+
     /// Number of parameters.
     pub fn parameters(&self) -> u64 {
         self.tensors().iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::random::{IndexedRandom, Rng, Stream};
+use crate::text::{Bos, Encoding, Tokenizer};
 
 /// A language: classes of words and families of templates.
 #[derive(Clone, Debug)]
@@ -235,6 +236,47 @@ impl Language {
         }
         item
     }
+}
+
+/// The two-digit numbers after the one in the prompt, and those up to it, as far as they are one token after the prompt.
+///
+/// # Errors
+/// [`Error::Data`] for a prompt without a year, or a tokenizer that cuts most numbers.
+pub(crate) fn later(tokenizer: &Tokenizer, family: &Family, item: &Item) -> Result<(Vec<String>, Vec<String>)> {
+    let digits: Vec<&str> = item.prompt.split(|c: char| !c.is_ascii_digit()).filter(|s| s.len() == 4).collect();
+    let begin: u32 = digits
+        .first()
+        .and_then(|year| year[2..].parse().ok())
+        .ok_or_else(|| not_measurable(family, &item.prompt, "has no year"))?;
+    // After some centuries a few numbers are no token of their own, since BPE cuts 1812 otherwise than 18 and 12.
+    let all: Vec<u32> = (2..=99)
+        .filter(|number| next_token(tokenizer, family, &item.prompt, &format!("{number:02}")).is_ok())
+        .collect();
+    if all.len() < 80 {
+        let what = format!("only {} of 98 numbers are one token after it", all.len());
+        return Err(not_measurable(family, &item.prompt, &what));
+    }
+    let (later, rest): (Vec<u32>, Vec<u32>) = all.into_iter().partition(|number| *number > begin);
+    let words = |numbers: Vec<u32>| numbers.iter().map(|number| format!("{number:02}")).collect();
+    Ok((words(later), words(rest)))
+}
+
+/// The token that an answer adds to a prompt.
+///
+/// # Errors
+/// [`Error::Data`] for an answer that is not one.
+pub(crate) fn next_token(tokenizer: &Tokenizer, family: &Family, prompt: &str, answer: &str) -> Result<u32> {
+    let plain = Encoding { bos: Bos::No, allow_special: false };
+    let before = tokenizer.encode(prompt, plain)?;
+    let after = tokenizer.encode(&format!("{prompt}{answer}"), plain)?;
+    match after.strip_prefix(before.as_slice()) {
+        Some([token]) => Ok(*token),
+        _ => Err(not_measurable(family, prompt, &format!("`{answer}` is not one token after it"))),
+    }
+}
+
+fn not_measurable(family: &Family, prompt: &str, why: &str) -> Error {
+    Error::data("language", format!("family {}: `{prompt}`: {why}", family.name))
 }
 
 /// Which names a sentence may use.
@@ -496,6 +538,6 @@ mod tests {
         assert!(fault("{B.they}", "{B.their}").contains("no field `their`"));
         assert!(fault("{n:noun},", "{n:none},").contains("no class `none`"));
         assert!(fault("here.", "{here.").contains("not closed"));
-        assert!(fault("weight = 1", "wieght = 1").contains("unknown field `wieght`"));
+        assert!(fault("weight = 1", "wieght = 1").contains("there is no key `wieght`, the nearest is `weight`"));
     }
 }

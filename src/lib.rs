@@ -32,11 +32,11 @@
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
-//!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`]
+//!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`], [`suite`], [`study`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`behave`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
-//!    [`residual`], [`speed`], [`steer`], [`study`], [`suite`], [`train`]
-//! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`] and [`known`], which hold analyses against published figures and numbers, and [`agreement`], which holds
+//!    [`residual`], [`steer`], [`train`]
+//! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`] and [`known`], which hold analyses against published figures and numbers, [`speed`], which times them, and [`agreement`], which holds
 //!    devices against each other
 //!
 //! The library never prints (but for what a notebook asks it to show), keeps no global state and draws randomness only from seeds. It touches the disk only in

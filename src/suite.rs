@@ -17,10 +17,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::card;
 use crate::embedded;
 use crate::error::{Error, Result, no_such, shorten, toml_fault};
-use crate::language::{Family, Language, Metric, Split};
+use crate::language::{self, Family, Language, Metric, Split};
 use crate::pairset::PairSet;
 use crate::random::{IndexedRandom, SliceRandom, Stream, stream};
 use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
@@ -365,7 +364,7 @@ impl Suite {
                 let item = language.item(family, Split::Heldout, &mut rng);
                 match family.metric {
                     Some(Metric::Later) => {
-                        let (right, wrong) = card::later(tokenizer, family, &item)?;
+                        let (right, wrong) = language::later(tokenizer, family, &item)?;
                         Ok(Item { prompt: item.prompt, right, wrong })
                     }
                     Some(Metric::Choice) => Ok(Item {

@@ -253,7 +253,9 @@ impl Trainer {
             true => (micro_batches, micro_batches.min(self.pools.len() as u64)),
             false => (2, 1),
         };
-        4 * all + (8 + 4 * held) * learning + at_once * activations(self.model.config(), micro_batch_size, block_size)
+        4 * all
+            + (8 + 4 * held) * learning
+            + at_once * self.model.config().gradient_memory(micro_batch_size, block_size)
     }
 
     /// Whether the run has taken all its steps, or has waited long enough for a lower validation loss.
@@ -499,19 +501,6 @@ struct SavedRun {
     recipe: Recipe,
     origin: Origin,
     progress: Progress,
-}
-
-/// Bytes that a step of fine-tuning needs at most, about, where rows pass through the model one batch after the other.
-pub fn step_memory(config: &Config, learning: u64, rows: usize, length: usize) -> u64 {
-    4 * config.parameters() + 16 * learning + activations(config, rows, length)
-}
-
-/// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each
-/// layer 18 times its width and two attention maps per token, and the logits.
-fn activations(config: &Config, rows: usize, length: usize) -> u64 {
-    let per_layer = 18 * config.n_embd + 2 * config.n_head * length;
-    let per_token = config.n_layer * per_layer + config.vocab_size;
-    (2 * 4 * rows * length * per_token) as u64
 }
 
 /// Rows that pass through the model at once.

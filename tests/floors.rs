@@ -46,6 +46,8 @@ const FLOORS: [&[&str]; 5] = [
         "oracle",
         "published",
         "embedded",
+        "suite",
+        "study",
     ],
     &[
         "ablate",
@@ -67,13 +69,10 @@ const FLOORS: [&[&str]; 5] = [
         "predict",
         "probe",
         "residual",
-        "speed",
         "steer",
-        "study",
-        "suite",
         "train",
     ],
-    &["figure", "page", "notebook", "verify", "known", "agreement"],
+    &["figure", "page", "notebook", "verify", "known", "speed", "agreement"],
 ];
 
 fn root() -> PathBuf {

@@ -509,8 +509,8 @@ fn all_models_are_held_against_the_disk_before_the_first_is_asked_for() {
     let small = tempfile::tempdir().unwrap();
     let run = Interp::new().words("models download --all").mounted(small.path(), "size=50m");
     let run = run.env("HF_ENDPOINT", &hub.address).env("HF_HUB_CACHE", small.path()).run();
-    assert!(run.stderr.contains("5 models, 11.8 GB to download"), "{}", run.stderr);
+    assert!(run.stderr.contains("5 models, 11.6 GB to download"), "{}", run.stderr);
     assert_eq!(run.code, Some(73), "{}", run.stderr);
-    assert!(run.stderr.contains("the models need 11.8 GB"), "{}", run.stderr);
+    assert!(run.stderr.contains("the models need 11.6 GB"), "{}", run.stderr);
     assert!(hub.log().is_empty() && files(small.path()).is_empty());
 }

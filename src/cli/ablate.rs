@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
+use super::cost::{self, Estimate};
 use super::pairs::PairArgs;
 use super::prompts::read_prompts;
 use super::report::{How, Outcome, Report, bar, counted};
@@ -56,7 +57,13 @@ pub struct Args {
     /// [default: logit_diff and loss, or loss and kl for prompts without an answer].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     metric: Vec<String>,
+    /// Only say how long it would take and how much memory, from some prompts that are measured and forgotten.
+    #[arg(long)]
+    dry_run: bool,
 }
+
+/// Prompts that a dry run ablates.
+const SAMPLE: usize = 5;
 
 fn method(name: &str) -> std::result::Result<Method, String> {
     let all = || Method::ALL.map(Method::name).join(", ");
@@ -102,6 +109,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         loss_from: if args.repeated.is_some() { questions[0].tokens.longest() / 2 } else { 0 },
         memory: bench.room(global)?,
     };
+    if args.dry_run {
+        return estimate(&bench, &questions, &reference, &experiments, &options, global);
+    }
     let first = bench.name(&questions[0].tokens);
     let name = format!("{} {} {}", args.what, args.method.name(), asked.as_ref().map_or(&first, |asked| &asked.name));
     let report = Report::begin("ablate", global, &name)?;
@@ -219,6 +229,38 @@ fn places(names: &[String], what: &str, layers: usize, width: usize) -> Result<V
         Ok((layer, interp::site::resolve_index(what, index, width)?))
     };
     names.iter().map(parse).collect()
+}
+
+/// Ablates the first prompts, to say how long all of them would take.
+fn estimate(
+    bench: &Bench,
+    questions: &[Question],
+    reference: &[Tokens],
+    experiments: &[Vec<Cell>],
+    options: &Options,
+    global: &Global,
+) -> Result<()> {
+    let tokens = |some: &[Question]| some.iter().map(|question| question.tokens.longest()).sum::<usize>() as f64;
+    let time = |sample: &[Question]| -> Result<f64> {
+        let start = Instant::now();
+        ablate::ablate(&bench.model, sample, reference, experiments, options, &mut |_, _| Ok(()))?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let (few, more) = (&questions[..1], &questions[..SAMPLE.min(questions.len())]);
+    if more.len() > 1 {
+        time(few)?; // touches all memory for the first time
+    }
+    // What does not grow with the prompts, such as reading the references, counts once.
+    let (short, long) = (time(few)?, if more.len() > 1 { time(more)? } else { 0.0 });
+    let each = if more.len() > 1 { (long - short).max(0.0) / (tokens(more) - tokens(few)) } else { 0.0 };
+    let all = experiments.len() * questions.len();
+    Estimate {
+        seconds: bench.load_seconds + short + each * (tokens(questions) - tokens(few)),
+        peak: cost::peak(),
+        facts: json!({ "prompts": questions.len(), "ablations": all }),
+        lines: vec![("prompts", format!("{}, {all} ablations", questions.len()))],
+    }
+    .show(global)
 }
 
 /// Each cell by itself, or all at once followed by random sets.

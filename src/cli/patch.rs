@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
+use super::cost::{self, Estimate};
 use super::pairs::{PairArgs, Pairs};
 use super::report::{How, Outcome, Report, bar, counted};
 use super::request;
@@ -43,6 +44,9 @@ pub struct Args {
     /// denoise puts clean activations into the corrupted run, noise corrupted ones into the clean run.
     #[arg(long, value_enum, default_value = "denoise")]
     direction: Way,
+    /// Only say how long it would take and how much memory, from one pair that is patched and forgotten.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +75,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     };
     let pairs = &found.pairs;
     patch::check(pairs, sweeps.iter())?;
+    if args.dry_run {
+        return estimate(&bench, pairs, &sweeps, options, global);
+    }
     let name = format!("{} {} {}", args.sweep.join(" "), direction.name(), asked.name);
     let report = Report::begin("patch", global, &name)?;
     let start = Instant::now();
@@ -145,6 +152,34 @@ fn positions_of(tokens: &Tokens, text: &str) -> Result<Range<usize>> {
     let first = ends.iter().take_while(|end| **end <= at).count();
     let last = ends.iter().take_while(|end| **end < at + text.len()).count();
     Ok(first..last + 1)
+}
+
+/// Patches one pair, to say how long all of them would take: pairs of one length take equally long.
+fn estimate(bench: &Bench, pairs: &[Pair], sweeps: &[Sweep], options: Options, global: &Global) -> Result<()> {
+    let longest = pairs.iter().max_by_key(|pair| pair.len()).ok_or_else(|| request("there is no pair"))?;
+    let mut cells = 0;
+    let mut count = |_, all| {
+        cells = all;
+        Ok(())
+    };
+    let start = Instant::now();
+    patch::patch(&bench.model, longest, sweeps, options, &mut count)?;
+    let mut each = start.elapsed().as_secs_f64();
+    if pairs.len() > 1 {
+        // The first time also touches all memory for the first time.
+        let start = Instant::now();
+        patch::patch(&bench.model, longest, sweeps, options, &mut count)?;
+        each = each.min(start.elapsed().as_secs_f64());
+    }
+    let tokens: usize = pairs.iter().map(Pair::len).sum();
+    let (cells, pairs) = (cells * pairs.len(), pairs.len());
+    Estimate {
+        seconds: bench.load_seconds + each * tokens as f64 / longest.len() as f64,
+        peak: cost::peak(),
+        facts: json!({ "pairs": pairs, "cells": cells, "pair_seconds": each }),
+        lines: vec![("pairs", format!("{pairs}, {cells} cells")), ("a pair", format!("{each:.2} s"))],
+    }
+    .show(global)
 }
 
 fn run_all(bench: &Bench, pairs: &[Pair], sweeps: &[Sweep], options: Options, global: &Global) -> Result<Vec<Patched>> {
