@@ -203,7 +203,7 @@ pub struct Asked {
 /// |---|---|
 /// | `model`, `suite`, `phrasing`, `shots`, `template` | what was asked |
 /// | `metric` | `accuracy`, and `chance`, what choosing blindly gets right; `logprob` of the right answer and `margin` over the best wrong one, in nats, means; `rank` of the right answer's first token, the median; `confidence`, mean probability of the choice among the choices; `ece`, expected calibration error in ten bins (Naeini et al. 2015); `brier` |
-/// | `value`, `low`, `high` | with bounds of 95 %: Wilson's for `accuracy`, which is a share, the percentile bootstrap over questions for the others; null for `chance` |
+/// | `value`, `low`, `high` | with bounds of 95 %: Wilson's for `accuracy`, which is a share, the percentile bootstrap over questions for the others; null for `chance` and `ece`, and for a single question |
 /// | `questions` | how many |
 /// | `seconds`, `cost` | of all templates together; cost at a price per hour, null without one |
 ///
@@ -250,27 +250,37 @@ pub fn summary(asked: &[Asked], seed: u64, price: Option<f64>) -> Result<DataFra
     )?)
 }
 
-/// All metrics of questions, with their bounds.
+/// All metrics of questions, with their bounds; a single question has none, and neither has the calibration error, which no
+/// resample of few answers can bring down to 0.
 fn metrics(judged: &[Judgement], seed: u64) -> Vec<(&'static str, Interval)> {
     let each = |f: &dyn Fn(&Judgement) -> Option<f64>| judged.iter().filter_map(f).collect::<Vec<f64>>();
+    let bare = |mean: f64| Interval { mean, low: f64::NAN, high: f64::NAN };
+    let resampled = |values: &[f64]| match values {
+        [one] => bare(*one),
+        _ => stats::bootstrap(values, seed),
+    };
     let correct = judged.iter().filter(|one| one.correct).count();
     let mut found = vec![("accuracy", stats::wilson(correct, judged.len()))];
     let logprob = each(&|one| Some(one.logprob));
     let rank = each(&|one| Some(f64::from(one.rank)));
     let chance = each(&|one| one.chance);
-    if chance.len() == judged.len() {
-        let mean = chance.iter().sum::<f64>() / chance.len() as f64;
-        found.push(("chance", Interval { mean, low: f64::NAN, high: f64::NAN }));
-        found.push(("margin", stats::bootstrap(&each(&|one| one.margin), seed)));
+    let choices = chance.len() == judged.len();
+    if choices {
+        found.push(("chance", bare(chance.iter().sum::<f64>() / chance.len() as f64)));
+        found.push(("margin", resampled(&each(&|one| one.margin))));
     }
-    found.push(("logprob", stats::bootstrap(&logprob, seed)));
-    found.push(("rank", stats::bootstrap_of(&rank, seed, stats::median)));
-    if chance.len() == judged.len() {
+    found.push(("logprob", resampled(&logprob)));
+    let median = match rank.as_slice() {
+        [one] => bare(*one),
+        _ => stats::bootstrap_of(&rank, seed, stats::median),
+    };
+    found.push(("rank", median));
+    if choices {
         let confidence = each(&|one| one.confidence);
-        found.push(("confidence", stats::bootstrap(&confidence, seed)));
+        found.push(("confidence", resampled(&confidence)));
         let hits: Vec<(f64, bool)> = judged.iter().zip(&confidence).map(|(one, p)| (*p, one.correct)).collect();
-        found.push(("ece", stats::bootstrap_of(&hits, seed, calibration_error)));
-        found.push(("brier", stats::bootstrap(&each(&|one| one.brier), seed)));
+        found.push(("ece", bare(calibration_error(&hits))));
+        found.push(("brier", resampled(&each(&|one| one.brier))));
     }
     found
 }

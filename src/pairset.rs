@@ -159,6 +159,12 @@ impl PairSet {
         self.forms().map(|(arrange, template)| named(arrange, template)).collect()
     }
 
+    /// The numbers of the templates that are worded as this one, in all arrangements.
+    pub fn worded_as(&self, template: usize) -> Vec<usize> {
+        let forms: Vec<&str> = self.forms().map(|(_, template)| template).collect();
+        (0..forms.len()).filter(|&i| forms.get(template) == Some(&forms[i])).collect()
+    }
+
     /// The names of the corruptions, the usual one first.
     pub fn corruptions(&self) -> impl Iterator<Item = &str> {
         self.corrupt.iter().map(|corrupt| corrupt.name.as_str())

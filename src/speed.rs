@@ -73,6 +73,22 @@ impl Size {
         }
     }
 
+    /// Bytes that it takes at most, about.
+    pub fn memory(&self, work: Work, config: &Config) -> u64 {
+        let rows = |bytes: u64| bytes.saturating_mul(self.batch as u64);
+        let widest = 2 * config.n_inner + 8 * config.n_embd + config.n_head * self.length;
+        let weights = 4 * config.parameters();
+        match work {
+            Work::Forward => weights.saturating_add(rows(4 * (self.length * (config.vocab_size + widest)) as u64)),
+            Work::Generate => {
+                let kept = 2 * config.n_layer * config.n_head * config.head_dim * self.length;
+                weights.saturating_add(rows(4 * (kept + 3 * config.vocab_size) as u64))
+            }
+            // Rows pass one after the other.
+            Work::Train => 5 * weights + config.gradient_memory(1, self.length),
+        }
+    }
+
     /// Tokens that one time is about: read, written, or learned from.
     pub fn tokens(&self, work: Work) -> usize {
         let each = if work == Work::Generate { self.length - PROMPT } else { self.length };

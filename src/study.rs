@@ -43,7 +43,7 @@ pub struct Drawing {
     pub y: Option<String>,
     /// Rows that count: columns with the value that they must have, `""` for null.
     #[serde(default, rename = "where")]
-    pub rows: BTreeMap<String, String>,
+    pub rows: BTreeMap<String, Value>,
 }
 
 /// Most runs of a study.
@@ -181,6 +181,13 @@ pub fn columns(keys: &[String], runs: &[Table]) -> Vec<Column> {
         }
     };
     keys.iter().map(column).collect()
+}
+
+/// The column of what is varied: of its own name, or `option.NAME` where the command has a column of that name that holds
+/// something else.
+pub fn column_of(key: &str, columns: &[&str]) -> String {
+    let other = format!("option.{key}");
+    if columns.contains(&other.as_str()) { other } else { key.to_string() }
 }
 
 /// The rows of a run's frame that a study keeps. Of training that is one: `steps`, `train_loss` and `validation_loss` at the

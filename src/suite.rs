@@ -303,7 +303,7 @@ impl Suite {
                     asking.shots
                 )));
             }
-            let shot = self.item(template, asking.seed, "shots", draw, tokenizer)?;
+            let shot = self.item(self.shown(template, asking.seed, draw), asking.seed, "shots", draw, tokenizer)?;
             draw += 1;
             if seen.contains(&shot.prompt) {
                 continue;
@@ -316,14 +316,41 @@ impl Suite {
             seen.push(shot.prompt);
         }
         text += &phrasing.text.replace(PROMPT, &item.prompt);
-        let continuation = |text: &String| self.continuation(text, tokenizer);
+        let prompt = prompt_ids(&text, tokenizer, encoding)?;
+        let continuation = |answer: &String| -> Result<Continuation> {
+            let found = self.continuation(answer, tokenizer)?;
+            if let Source::Templates(_) = &self.source {
+                let whole = prompt_ids(&format!("{text}{answer}"), tokenizer, encoding)?;
+                if whole != [prompt.as_slice(), &found.ids].concat() {
+                    return Err(Error::request(format!(
+                        "the answer `{}` is cut into other tokens after the prompt `…{}` than by itself: begin it with a space",
+                        shorten(answer),
+                        end_of(&text)
+                    )));
+                }
+            }
+            Ok(found)
+        };
         Ok(Question {
             template,
-            prompt: prompt_ids(&text, tokenizer, encoding)?,
-            text,
             right: item.right.iter().map(continuation).collect::<Result<_>>()?,
             wrong: item.wrong.iter().map(continuation).collect::<Result<_>>()?,
+            prompt,
+            text,
         })
+    }
+
+    /// A template for an example: worded as that of the question, but in any arrangement, or the place or the number of the
+    /// answer would be a rule that all examples show.
+    fn shown(&self, template: usize, seed: u64, draw: u64) -> usize {
+        match &self.source {
+            Source::Pairs(pairs) => pairs
+                .worded_as(template)
+                .choose(&mut stream(seed, "behave arranged", draw))
+                .copied()
+                .unwrap_or(template),
+            _ => template,
+        }
     }
 
     fn continuation(&self, text: &str, tokenizer: &Tokenizer) -> Result<Continuation> {
@@ -347,11 +374,14 @@ impl Suite {
         match &self.source {
             Source::Templates(templates) => {
                 let mut rng = stream(seed, &format!("behave {purpose} {template}"), index);
-                let picks = templates.slots().pick(&mut rng).map_err(Error::Bug)?;
-                templates.fill(&templates.templates[template], &picks, &mut rng).map_err(Error::Bug)
+                let fault =
+                    |what| Error::data("suite", format!("`{}`: {what}", shorten(&templates.templates[template])));
+                let picks = templates.slots().pick(&mut rng).map_err(fault)?;
+                templates.fill(&templates.templates[template], &picks, &mut rng).map_err(fault)
             }
             Source::Pairs(pairs) => {
-                // The pairs of `interp pairs --template` for questions, others for what is shown before them.
+                // Words of their own for every template, and others for what is shown before.
+                let index = index * pairs.templates().len() as u64 + template as u64;
                 let index = if purpose == "questions" { index } else { u64::MAX - index };
                 let drawn = pairs.draw(None, Some(template), seed, index)?;
                 Ok(Item { prompt: drawn.clean, right: drawn.answer, wrong: drawn.wrong })
@@ -385,18 +415,24 @@ const TRIES: u64 = 1000;
 /// A prompt that an answer can follow.
 fn prompt_ids(text: &str, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Vec<u32>> {
     if text.ends_with(' ') {
-        let end: String = text.chars().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect();
         return Err(Error::request(format!(
             "the prompt ends with a space, `…{}`: no answer follows one; begin the answer with it instead",
-            shorten(&end)
+            end_of(text)
         )));
     }
     Ok(tokenizer.tokens(&[text], encoding)?.row(0).to_vec())
 }
 
+/// The last characters of a text, for a message.
+fn end_of(text: &str) -> String {
+    let end: Vec<char> = text.chars().rev().take(20).collect();
+    shorten(&end.into_iter().rev().collect::<String>())
+}
+
 /// The one source of questions of a file.
 fn source(file: &File) -> Fallible<Source> {
-    let own = !file.templates.is_empty() || file.answer.is_some() || file.choices.is_some() || !file.slot.is_empty();
+    let words = !file.slot.is_empty() || !file.class.is_empty();
+    let own = !file.templates.is_empty() || file.answer.is_some() || file.choices.is_some() || words;
     let sources = [own, file.pairs.is_some(), !file.families.is_empty()].iter().filter(|given| **given).count();
     if sources != 1 {
         return Err("a suite has either templates with an answer, or pairs, or families".into());
@@ -463,7 +499,10 @@ impl Templates {
             None => {}
             Some(Choices::Texts(texts)) => {
                 for text in texts {
-                    wrong.push(write(text, picks)?.text);
+                    let text = write(text, picks)?.text;
+                    if !wrong.contains(&text) {
+                        wrong.push(text);
+                    }
                 }
             }
             Some(Choices::Rows { slot, count }) => {

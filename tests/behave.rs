@@ -137,6 +137,50 @@ fn suites_suit_their_vocabularies() {
 }
 
 #[test]
+fn examples_show_no_rule_but_the_one_that_is_asked() {
+    let tokenizer = embedded::tokenizer().unwrap();
+    let suite = Suite::shipped("tiny-ioi").unwrap().unwrap();
+    let asking = Asking { phrasing: "plain", shots: 4, count: 100, seed: 1 };
+    let (mut always, mut of) = (0, 0);
+    for question in suite.questions(asking, &tokenizer, Encoding::default()).unwrap() {
+        // Whether the first of the names is the answer, in every example and in the question.
+        let first_is = |before: &str, answer: &str| names(before).first().map(|first| *first == answer);
+        let sentences: Vec<&str> = question.text.split(". ").collect();
+        // The others are two sentences each.
+        if sentences.len() != 5 {
+            continue;
+        }
+        let own = first_is(sentences[4], question.right[0].text.trim()).unwrap();
+        let of_example = |sentence: &str| {
+            let (before, answer) = sentence.rsplit_once(' ').unwrap();
+            first_is(before, answer)
+        };
+        of += 1;
+        always += usize::from(sentences[..4].iter().all(|sentence| of_example(sentence).unwrap() == own));
+    }
+    // By chance one in sixteen, and all where examples are arranged as their question.
+    assert!(of > 20 && always * 3 < of, "{always} of {of}");
+}
+
+/// Words that begin with a capital, but for the first of a sentence.
+fn names(text: &str) -> Vec<&str> {
+    text.split([' ', ',']).skip(1).filter(|word| word.starts_with(char::is_uppercase)).collect()
+}
+
+#[test]
+fn questions_of_different_templates_have_words_of_their_own() {
+    let tokenizer = embedded::tokenizer().unwrap();
+    let suite = Suite::shipped("tiny-facts").unwrap().unwrap();
+    let asking = Asking { phrasing: "plain", shots: 0, count: 40, seed: 0 };
+    let questions = suite.questions(asking, &tokenizer, Encoding::default()).unwrap();
+    let mut answers: Vec<&str> = questions.iter().map(|question| question.right[0].text.as_str()).collect();
+    answers.sort_unstable();
+    answers.dedup();
+    // 40 templates of three kinds, 26 countries and 16 opposites.
+    assert!(answers.len() > 20, "{answers:?}");
+}
+
+#[test]
 fn the_card_of_the_embedded_model_comes_out() {
     let per_family = 60;
     let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
@@ -206,7 +250,11 @@ fn a_comparison_has_a_row_for_everything_that_differs() {
     assert!((0..frame.height()).all(|i| (cost.get(i).unwrap() - seconds.get(i).unwrap() / 100.0).abs() < 1e-12));
     let (low, high) = (frame.column("low").unwrap().f64().unwrap(), frame.column("high").unwrap().f64().unwrap());
     let value = frame.column("value").unwrap().f64().unwrap();
-    for i in (0..frame.height()).filter(|&i| metric.get(i) != Some("chance") && metric.get(i) != Some("ece")) {
+    for i in 0..frame.height() {
+        if ["chance", "ece"].contains(&metric.get(i).unwrap()) {
+            assert!(low.get(i).is_none() && high.get(i).is_none());
+            continue;
+        }
         assert!(low.get(i) <= value.get(i) && value.get(i) <= high.get(i), "row {i}");
     }
     // The metrics are what the questions say.
@@ -280,6 +328,11 @@ fn wrong_suites_and_requests_are_one_line() {
         own(dir.path(), &text, "")
     };
     for (from, to, why) in [
+        (
+            "suits = \"tiny\"",
+            "suits = \"tiny\"\nfamilies = [\"ioi\"]",
+            "either templates with an answer, or pairs, or families",
+        ),
         ("answer =", "anwser =", "there is no key `anwser`; the nearest is `answer`"),
         ("{pair.word}", "{pear.word}", "there is no slot or role `pear`"),
         ("{pair.word}", "{pair.wrod}", "there is no field `wrod`"),
@@ -309,6 +362,12 @@ fn wrong_suites_and_requests_are_one_line() {
         ("behave tiny-ioi --phrasing plan", "there is no phrasing `plan`, the nearest is `plain`"),
         ("behave tiny-ioi --shots 25", "this model reads at most 256"),
         ("behave --shots 2", "name a suite"),
+        ("behave --num-questions 5", "name a suite"),
+        ("behave tiny-ioi tiny-ioi", "suite tiny-ioi is there twice"),
+        ("behave tiny-ioi --shots 0,0", "shots 0 is there twice"),
+        ("behave tiny-ioi --models tiny,tiny", "model tiny is there twice"),
+        ("behave tiny-ioi --model nowhere/at-all --models tiny", "cannot be used with"),
+        ("behave tiny-ioi --dry-run --format csv", "a dry run is no table"),
         ("behave tiny-ioi --num-questions 0", "1..=1000000"),
     ];
     for (words, why) in cases {

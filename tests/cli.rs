@@ -459,9 +459,15 @@ fn bench_times_what_it_is_asked_to() {
         ("bench --task generate --context 16", "this model takes 17 to 256"),
         ("bench --repeats 0", "at least 1"),
         ("bench --task train --dtype bf16", "training is in f32"),
+        ("bench --model tiny --models tiny", "cannot be used with"),
     ] {
         Interp::new().words(words).run().refused(2, why);
     }
+    Interp::new()
+        .words("bench --task forward --batch 300 --memory 100MB")
+        .run()
+        .refused(75, "the limit of --memory is 100 MB");
+    Interp::new().words("bench --task forward --batch 4000000000000").run().refused(75, "of memory; available are");
 }
 
 #[test]

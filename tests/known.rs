@@ -137,6 +137,7 @@ fn records_that_are_none_are_refused() {
     place.verify().refused(65, "no record of a model");
     std::fs::remove_file(place.record()).unwrap();
     place.verify().refused(66, "known.json");
+    Interp::new().words("models verify --dtype bf16 --record x.json").run().refused(2, "records are of values in f32");
     let missing = Interp::new().words("models verify --record").arg(Path::new("/nowhere/at/all/known.json")).run();
     assert_eq!(missing.code, Some(73), "{}", missing.stderr);
 }

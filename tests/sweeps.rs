@@ -242,9 +242,123 @@ fn wrong_studies_are_one_line_and_start_nothing() {
     ] {
         with(from, to).refused(65, why);
     }
+    wrong(&TUNING.replace("[options]", "[options]\nmodels = \"tiny\""), "")
+        .refused(65, "no option of finetune `models`");
+    let lens = "about = 'x'\ncommand = 'lens'\n[options]\nprompt = 'Mary'\n[grid]\ntop = [1, 2]";
+    wrong(lens, "--dry-run").refused(2, "lens has no --dry-run; there is one of ablate, behave");
+    let both =
+        "about = 'x'\ncommand = 'behave'\n[options]\nmodels = 'tiny'\nsuites = 'tiny-ioi'\n[grid]\nmodel = ['tiny']";
+    wrong(both, "").refused(65, "`model` and `models` exclude each other");
     wrong(TUNING, "--model random").refused(2, "stand in the study, in [options]");
     wrong(TUNING, "--set max_iters").refused(2, "KEY=VALUE");
     Interp::new().words("sweep nowhere.toml").run().refused(66, "nowhere.toml");
     let (dir, study) = place(TUNING);
     sweep(&study, dir.path()).run().refused(73, "it holds other files");
+}
+
+#[test]
+fn what_is_varied_is_never_rewritten() {
+    let study = r#"
+        about = "numbers of two kinds"
+        command = "generate"
+        [options]
+        max_new_tokens = 3
+        [grid]
+        temperature = [0.7, 1]
+    "#;
+    let (dir, study) = place(study);
+    let out = dir.path().join("out");
+    sweep(&study, &out).run().ok();
+    assert_eq!(floats(&frame(&out.join("frame.parquet")), "temperature"), [0.7, 1.0]);
+    // A column of the command that tells more than what is varied stays beside it.
+    let study = r#"
+        about = "examples, two at once"
+        command = "behave"
+        [options]
+        suites = "tiny-few-shot"
+        num_questions = 8
+        [grid]
+        shots = [[0, 2], [4]]
+    "#;
+    std::fs::write(dir.path().join("study.toml"), study).unwrap();
+    let out = dir.path().join("shots");
+    sweep(&dir.path().join("study.toml"), &out).run().ok();
+    let results = frame(&out.join("frame.parquet"));
+    assert_eq!(texts(&results, "option.shots")[0], "0,2");
+    let mut shots: Vec<u32> = results.column("shots").unwrap().u32().unwrap().into_no_null_iter().collect();
+    shots.dedup();
+    assert_eq!(shots, [0, 2, 4]);
+    // Runs of different columns stand under each other, and are not drawn by chance.
+    let study = "about = 'two kinds'\ncommand = 'heads'\n[options]\nsequences = 1\nlength = 8\n[grid]\ncomposition = [false, true]";
+    std::fs::write(dir.path().join("study.toml"), study.replace("sequences = 1\nlength = 8\n", "")).unwrap();
+    let out = dir.path().join("kinds");
+    let run = sweep(&dir.path().join("study.toml"), &out).run().ok();
+    assert!(run.stderr.contains("note: no figure") && !out.join("figure.svg").exists(), "{}", run.stderr);
+    let results = frame(&out.join("frame.parquet"));
+    assert!(
+        results.column("previous").unwrap().null_count() > 0 && results.column("baseline").unwrap().null_count() > 0
+    );
+    // What cannot be drawn is not lost.
+    std::fs::write(
+        dir.path().join("study.toml"),
+        study.replace("sequences = 1\nlength = 8\n", "") + "\n[figure]\ny = 'nope'",
+    )
+    .unwrap();
+    let run = sweep(&dir.path().join("study.toml"), &out).run();
+    assert!(run.code == Some(2) && run.stderr.contains("there is no column `nope`"), "{}", run.stderr);
+    assert!(out.join("frame.parquet").exists() && out.join("run.json").exists());
+}
+
+#[test]
+fn a_run_is_what_it_reads() {
+    let study = r#"
+        about = "a model in a directory, and texts in one"
+        command = "perplexity"
+        [options]
+        file = "text.txt"
+        [grid]
+        model = ["random"]
+        stride = [32, 64]
+    "#;
+    let (dir, study) = place(study);
+    let out = dir.path().join("out");
+    sweep(&study, &out).run().ok();
+    // From elsewhere it is the same run.
+    assert_eq!(sweep(&study, &out).run().ok().stderr.matches("done before").count(), 2);
+    let weights = dir.path().join("random/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    assert_eq!(sweep(&study, &out).run().ok().stderr.matches("done before").count(), 0);
+    // A result without its frame is none.
+    let table = frame(&out.join("runs.parquet"));
+    std::fs::remove_file(out.join(&texts(&table, "directory")[0]).join("frame.parquet")).unwrap();
+    assert_eq!(sweep(&study, &out).run().ok().stderr.matches("done before").count(), 1);
+    // Seed 0 is a seed like others.
+    let seeds = TUNING.replace("[1e-4, 1e-3]", "[1e-3]").replace("model = [\"tiny\", \"random\"]", "seed = [0, 1337]");
+    std::fs::write(dir.path().join("study.toml"), seeds).unwrap();
+    let out = dir.path().join("seeds");
+    sweep(&study, &out).run().ok();
+    let losses = floats(&frame(&out.join("frame.parquet")), "validation_loss");
+    assert_ne!(losses[0], losses[1]);
+    // Keys that fit only together are checked together.
+    let together = TUNING
+        .replace("batch_size = 2", "batch_size = 6")
+        .replace("learning_rate = [1e-4, 1e-3]", "micro_batch_size = [1, 3]");
+    std::fs::write(dir.path().join("study.toml"), together).unwrap();
+    sweep(&study, &dir.path().join("together")).words("--set model=tiny").run().ok();
+}
+
+#[test]
+fn old_results_do_not_outlive_a_sweep_that_failed() {
+    let study = "about = 'x'\ncommand = 'perplexity'\n[options]\nfile = 'text.txt'\n[grid]\nmodel = ['random']";
+    let (dir, study) = place(study);
+    let out = dir.path().join("out");
+    sweep(&study, &out).run().ok();
+    assert!(out.join("frame.parquet").exists());
+    std::fs::write(dir.path().join("random/config.json"), "{}").unwrap();
+    let failed = sweep(&study, &out).run();
+    assert_eq!(failed.code, Some(65), "{}", failed.stderr);
+    assert!(!out.join("frame.parquet").exists() && !out.join("run.json").exists() && out.join("runs.parquet").exists());
 }

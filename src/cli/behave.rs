@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(value_name = "SUITE")]
     suites: Vec<String>,
     /// Models to compare, separated by commas [default: --model].
-    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
     /// Questions per suite, phrasing and number of examples, over all templates in turn [default: 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -44,13 +44,24 @@ const SAMPLE: usize = 24;
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
     if args.suites.is_empty() {
-        return match args.models.is_empty() && args.shots.is_empty() && args.phrasing.is_empty() {
+        let bare = args.models.is_empty() && args.shots.is_empty() && args.phrasing.is_empty();
+        return match bare && args.num_questions.is_none() && !args.dry_run && !args.any_vocabulary {
             true => list(global),
             false => Err(request("name a suite; `interp behave` alone lists them")),
         };
     }
     let suites = args.suites.iter().map(|name| Ok((name_of(name), read(name)?))).collect::<Result<Vec<_>>>()?;
     let models = if args.models.is_empty() { vec![global.model.clone()] } else { args.models.clone() };
+    let names: Vec<String> = suites.iter().map(|(name, _)| name.clone()).collect();
+    let shots: Vec<String> = args.shots.iter().map(usize::to_string).collect();
+    for (what, all) in [("suite", &names), ("model", &models), ("shots", &shots), ("phrasing", &args.phrasing)] {
+        if let Some(twice) = (1..all.len()).find(|&i| all[..i].contains(&all[i])) {
+            let twice = all[twice].escape_debug();
+            return Err(request(format!(
+                "{what} {twice} is there twice: rows of one could not be told from the other's"
+            )));
+        }
+    }
     for name in &args.phrasing {
         if !suites.iter().any(|(_, suite)| suite.phrasings().any(|known| known == name)) {
             let known = suites.iter().flat_map(|(_, suite)| suite.phrasings());
@@ -275,6 +286,7 @@ fn list(global: &Global) -> Result<()> {
     }
     match global.format {
         Format::Text => say(global, &lines.join("\n")),
-        _ => super::report::print(&(json!({ "rows": values }).to_string() + "\n")),
+        Format::Csv => Err(request("the list of suites is text or json")),
+        Format::Json => super::report::print(&(json!({ "rows": values }).to_string() + "\n")),
     }
 }

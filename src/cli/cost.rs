@@ -25,7 +25,10 @@ impl Estimate {
     /// Prints it: lines for people, or one JSON object.
     pub fn show(self, global: &Global) -> Result<()> {
         let cost = global.cost(self.seconds);
-        if global.format != Format::Text {
+        if global.format == Format::Csv {
+            return Err(Error::Request("a dry run is no table; --format json has all of it".into()));
+        }
+        if global.format == Format::Json {
             let mut facts = self.facts;
             let all = facts.as_object_mut().ok_or_else(|| Error::Bug("facts that are no object".into()))?;
             all.insert("total_seconds".into(), json!(self.seconds));

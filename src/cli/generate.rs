@@ -190,7 +190,10 @@ fn estimate(
         facts: json!({ "texts": texts, "tokens": texts * all, "step_seconds": step }),
         lines: vec![
             ("texts", format!("{texts} of at most {all} tokens")),
-            ("a step", format!("{:.1} ms, {:.1} tokens/s", 1e3 * step, texts as f64 / step)),
+            match step > 0.0 {
+                true => ("a step", format!("{:.1} ms, {:.1} tokens/s", 1e3 * step, texts as f64 / step)),
+                false => ("all of it", "was written to measure it".into()),
+            },
         ],
     }
     .show(global)

@@ -17,7 +17,7 @@ use super::request;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Models to compare, separated by commas [default: --model].
-    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
     /// A file whose whole content is one text, or .jsonl with a document in the `text` field of each line; may be given
     /// several times.

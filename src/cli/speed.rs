@@ -15,12 +15,12 @@ use super::request;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Models to compare, separated by commas [default: --model].
-    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
     /// What is timed: generate, forward, train [default: all].
     #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = task)]
     task: Vec<Work>,
-    /// Rows or texts at once.
+    /// Rows or texts at once; of training, rows of a step.
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
     /// Tokens of a row, or of a text with its prompt of 16 tokens [default: 80 to generate, else the context, up to 1024].
@@ -91,6 +91,12 @@ fn own(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
     let limit = bench.config().n_positions;
     let usual = if work == Work::Generate { 80 } else { 1024 };
     let size = Size { batch: args.batch, length: args.context.unwrap_or(usual.min(limit)), repeats: args.repeats };
+    size.check(work, bench.config())?;
+    memory::check(
+        work.name(),
+        size.memory(work, bench.config()),
+        global.memory.as_deref().map(memory::parse).transpose()?,
+    )?;
     let mut seconds = speed::time(work, &bench.model, bench.tokenizer.as_ref(), size, global.seed)?;
     seconds.sort_unstable_by(f64::total_cmp);
     let rate = |seconds: f64| size.tokens(work) as f64 / seconds;

@@ -1,21 +1,24 @@
 //! Results of a study.
 
 use polars::prelude::*;
+use toml::Value;
 
 use super::canvas::Figure;
 use super::charts::{Line, Lines};
 use super::dots::{Dot, Dots};
 use crate::error::{Error, Result, no_such};
-use crate::study::{self, Study};
+use crate::study::{self, Drawing, Study, shown};
 
 /// Values that reach over more than this are drawn at even distances, and so are two or three of them.
 const WIDE: f64 = 20.0;
 
 /// The results of a study's runs, `frame`: a line per combination of what else is varied where x is a number, else a row of dots.
 ///
+/// None where several results would stand at one place, as the rows of most commands do, and the study does not say which count.
+///
 /// # Errors
-/// [`Error::Request`] for columns that the results do not have.
-pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
+/// [`Error::Request`] for columns that the results do not have, and for a `[figure]` that leaves several results at one place.
+pub fn study(study: &Study, frame: &DataFrame) -> Result<Option<Figure>> {
     let (usual_y, usual_rows, own) = study::usual(&study.command);
     let columns: Vec<&str> = frame.columns().iter().map(|column| column.name().as_str()).collect();
     let known = |name: &str| match columns.contains(&name) {
@@ -31,13 +34,16 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
     if !numeric(&y) {
         return Err(Error::request(format!("column `{y}` holds no numbers; [figure] y must name one that does")));
     }
-    let mut wanted: Vec<(String, String)> = Vec::new();
+    let mut wanted: Vec<(String, Value)> = Vec::new();
     for (name, value) in &study.figure.rows {
         wanted.push((known(name)?, value.clone()));
     }
     if wanted.is_empty() {
         wanted.extend(
-            usual_rows.iter().filter(|(name, _)| columns.contains(name)).map(|(n, v)| (n.to_string(), v.to_string())),
+            usual_rows
+                .iter()
+                .filter(|(name, _)| columns.contains(name))
+                .map(|(name, value)| (name.to_string(), Value::String(value.to_string()))),
         );
     }
     let text = |name: &str, i: usize| -> Result<String> {
@@ -48,9 +54,18 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
             other => other.to_string(),
         })
     };
+    let is = |name: &str, i: usize, value: &Value| -> Result<bool> {
+        let cell = frame.column(name)?.get(i)?;
+        let wanted = shown(value);
+        // Numbers are compared as such, however they are written.
+        Ok(match (cell.extract::<f64>().filter(|_| numeric(name)), wanted.parse::<f64>()) {
+            (Some(own), Ok(wanted)) => own == wanted,
+            _ => text(name, i)? == wanted,
+        })
+    };
     let mut rows = Vec::new();
     for i in 0..frame.height() {
-        let fits = wanted.iter().map(|(name, value)| Ok(text(name, i)? == *value)).collect::<Result<Vec<bool>>>()?;
+        let fits = wanted.iter().map(|(name, value)| is(name, i, value)).collect::<Result<Vec<bool>>>()?;
         if fits.iter().all(|fits| *fits) {
             rows.push(i);
         }
@@ -59,8 +74,12 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
         return Err(Error::request("no row of the results is as [figure] where wants it"));
     }
     // What tells rows apart: what was varied, and the command's own columns.
-    let mut keys = study.varied();
-    keys.extend(own.iter().map(|name| name.to_string()).filter(|name| !study.varied().contains(name)));
+    let mut keys: Vec<String> = study.varied().iter().map(|key| study::column_of(key, &columns)).collect();
+    for name in own {
+        if !keys.iter().any(|key| key == name) {
+            keys.push(name.to_string());
+        }
+    }
     let distinct = |key: &str| -> Result<usize> {
         Ok(rows.iter().map(|&i| text(key, i)).collect::<Result<std::collections::BTreeSet<_>>>()?.len())
     };
@@ -106,12 +125,20 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
         let part = |key: &&String| Ok(if numeric(key) { format!("{key} {}", text(key, i)?) } else { text(key, i)? });
         Ok(series.iter().map(part).collect::<Result<Vec<_>>>()?.join(", "))
     };
+    let mut places = std::collections::BTreeSet::new();
+    for &i in &rows {
+        let at = x.as_ref().map_or(Ok(String::new()), |x| text(x, i))?;
+        if !places.insert((at, name(i)?)) {
+            let Drawing { x: None, y: None, rows } = &study.figure else { return Err(several()) };
+            return if rows.is_empty() { Ok(None) } else { Err(several()) };
+        }
+    }
     let y_name = match wanted.iter().find(|(name, _)| name == "metric") {
-        Some((_, metric)) if y == "value" => metric.clone(),
+        Some((_, metric)) if y == "value" => shown(metric),
         _ => y.clone(),
     };
     if let Some(x) = x.as_ref().filter(|x| numeric(x)) {
-        return lines(study, &rows, (x, &floats(x)?), (&y_name, &value), (&low, &high), &name);
+        return Ok(Some(lines(study, &rows, (x, &floats(x)?), (&y_name, &value), (&low, &high), &name)?));
     }
     let mut names: Vec<String> = Vec::new();
     let mut dots: Vec<(String, Vec<Dot>)> = Vec::new();
@@ -125,8 +152,9 @@ pub fn study(study: &Study, frame: &DataFrame) -> Result<Figure> {
         dots[at].1.push(Dot { series, value: value[i], low: low[i], high: high[i], mark: None });
     }
     let shares = bounded && rows.iter().all(|&i| low[i] >= 0.0 && high[i] <= 1.0);
-    Ok(Dots { title: study.about.clone(), note: String::new(), value_name: y_name, shares, series: names, rows: dots }
-        .draw())
+    let dots =
+        Dots { title: study.about.clone(), note: String::new(), value_name: y_name, shares, series: names, rows: dots };
+    Ok(Some(dots.draw()))
 }
 
 fn lines(
@@ -159,6 +187,10 @@ fn lines(
     let x_labels = if wide { steps.iter().map(|step| number_text(*step)).collect() } else { Vec::new() };
     let (title, x_name, y_name) = (study.about.clone(), x_name.to_string(), y_name.to_string());
     Ok(Lines { title, x_name, y_name, lines, x_labels }.draw())
+}
+
+fn several() -> Error {
+    Error::request("several results stand at one place of the figure: say in [figure] where which of them count")
 }
 
 fn place(dots: &mut Vec<(String, Vec<Dot>)>, label: &str) -> usize {

@@ -18,8 +18,8 @@ pub enum Ended {
     Done,
     /// With an exit code and a message.
     Failed(i32, String),
-    /// Another process has it.
-    Elsewhere,
+    /// Another process has it, which is named.
+    Elsewhere(String),
 }
 
 /// How often a child is looked at.
@@ -34,7 +34,7 @@ pub fn run(dir: &Path, run: &Run, started: SystemTime, stop: &Stop) -> Result<(E
     }
     let lock = match Lock::open(&dir.join("runs").join(format!(".{}.lock", run.id))) {
         Ok(lock) => lock,
-        Err(Error::TryAgain(_)) => return Ok((Ended::Elsewhere, None)),
+        Err(Error::TryAgain(who)) => return Ok((Ended::Elsewhere(who), None)),
         Err(e) => return Err(e),
     };
     // Another process may have ended it between the two looks.
@@ -48,21 +48,33 @@ pub fn run(dir: &Path, run: &Run, started: SystemTime, stop: &Stop) -> Result<(E
     let begun = Instant::now();
     let mut command = Command::new(this()?);
     command.args(front(run)).arg(format!("--out={}", run.dir(dir).display())).args(back(run));
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(cannot)?;
+    end_with_parent(&mut command);
+    let failed = |code: i32, message: String| -> Result<(Ended, Option<f64>)> {
+        if !stop.is_asked() {
+            disk::write_bytes(&failure, format!("{code} {message}").as_bytes())?;
+        }
+        Ok((Ended::Failed(code, message), Some(begun.elapsed().as_secs_f64())))
+    };
+    let mut child = match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(e) => return failed(2, format!("it could not be started: {e}")),
+    };
     let said = listen(&mut child);
     let status = wait(&mut child, stop)?;
     let said = said.join().unwrap_or_default();
+    if status.success()
+        && let Some(changed) = run.changed()?
+    {
+        // The name of the directory would promise another content.
+        let _ = std::fs::remove_file(run.dir(dir).join("run.json"));
+        return failed(65, format!("{} was changed while it ran", changed.display()));
+    }
     drop(lock);
     if run.is_done(dir) && status.success() {
         let _ = std::fs::remove_file(&failure);
         return Ok((Ended::Done, Some(begun.elapsed().as_secs_f64())));
     }
-    let (code, message) = (status.code().unwrap_or(75), message(status, &said));
-    if !stop.is_asked() {
-        disk::write_bytes(&failure, format!("{code} {message}").as_bytes())?;
-    }
-    Ok((Ended::Failed(code, message), Some(begun.elapsed().as_secs_f64())))
+    failed(status.code().unwrap_or(75), message(status, &said))
 }
 
 /// What a run would take, as its `--dry-run` says.
@@ -120,7 +132,36 @@ fn listen(child: &mut Child) -> std::thread::JoinHandle<String> {
     })
 }
 
-/// Waits for a child. A terminal tells it to stop as it tells this process; one that does not is ended.
+/// Asks a child to end as `kill` does, so that it can write its checkpoint; a terminal has told it already.
+fn terminate(child: &Child) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // SAFETY: kill takes two numbers; the child has not been waited for, so the number is still its own.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::kill(pid, libc::SIGTERM);
+        }
+    }
+}
+
+/// Lets the system end a child whose parent is gone, or two would write at one place.
+fn end_with_parent(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::process::CommandExt;
+        // SAFETY: prctl with these arguments is a system call that touches no memory, as may be made between fork and exec.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
+
+/// Waits for a child.
 fn wait(child: &mut Child, stop: &Stop) -> Result<ExitStatus> {
     let mut asked: Option<Instant> = None;
     loop {
@@ -128,7 +169,10 @@ fn wait(child: &mut Child, stop: &Stop) -> Result<ExitStatus> {
             return Ok(status);
         }
         if stop.is_asked() {
-            let since = *asked.get_or_insert_with(Instant::now);
+            let since = *asked.get_or_insert_with(|| {
+                terminate(child);
+                Instant::now()
+            });
             if since.elapsed() > PATIENCE {
                 child.kill().map_err(cannot)?;
             }
@@ -151,7 +195,10 @@ pub fn error(code: i32, message: String) -> Error {
         66 => Error::Missing(message),
         69 => Error::Unavailable(message),
         73 => Error::CannotWrite { path: PathBuf::from("sweep"), what: message },
+        74 => Error::Io { path: PathBuf::from("sweep"), source: std::io::Error::other(message) },
         75 => Error::TryAgain(message),
+        130 => Error::Interrupted(format!(": {message}")),
+        143 => Error::Terminated(format!(": {message}")),
         _ => Error::Bug(message),
     }
 }

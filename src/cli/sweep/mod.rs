@@ -57,10 +57,12 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         _ => output_dir("sweep", global, &name)?,
     };
     if args.dry_run {
+        runs::check_dry(&study)?;
         return estimate(&dir, &runs, global);
     }
-    claim(&dir)?;
-    disk::write_bytes(&dir.join("study.toml"), text.as_bytes())?;
+    claim(&dir, &args.study, global.out.is_none() && global.name.is_none())?;
+    let set: String = args.set.iter().map(|word| format!("\n# --set {}", word.escape_debug())).collect();
+    disk::write_bytes(&dir.join("study.toml"), format!("{text}{set}").as_bytes())?;
     let (started, stop) = (SystemTime::now(), Stop::listen());
     let mut ended: Vec<Ended> = Vec::new();
     for (i, run) in runs.iter().enumerate() {
@@ -73,59 +75,82 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             (Ended::Done, None) => "done before".to_string(),
             (Ended::Done, Some(seconds)) => format!("{seconds:.1} s"),
             (Ended::Failed(_, message), _) => format!("failed: {message}"),
-            (Ended::Elsewhere, _) => "in another process".to_string(),
+            (Ended::Elsewhere(who), _) => format!("in another process ({who})"),
         };
         note(global.quiet, &format!("run {} of {}, {}: {how}", i + 1, runs.len(), run.words()));
         ended.push(outcome);
     }
     // What another process had may be done by now, or may have been left by it.
     for (run, outcome) in runs.iter().zip(&mut ended) {
-        if matches!(outcome, Ended::Elsewhere) {
+        if matches!(outcome, Ended::Elsewhere(_)) {
             *outcome = child::run(&dir, run, started, &stop)?.0;
         }
     }
     if stop.is_asked() {
         return Err(stop.error("; the same command continues".into()));
     }
-    let elsewhere = ended.iter().filter(|outcome| matches!(outcome, Ended::Elsewhere)).count();
-    if elsewhere > 0 {
+    let held: Vec<&String> = ended
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Ended::Elsewhere(who) => Some(who),
+            _ => None,
+        })
+        .collect();
+    if let Some(who) = held.first() {
         return Err(Error::TryAgain(format!(
-            "another process does {elsewhere} of {} runs, and collects the results; the same command would, once those are done",
+            "another process does {} of {} runs, and collects the results; the same command would, once those are done ({who})",
+            held.len(),
             runs.len()
         )));
     }
     collect(&dir, &study, &runs, &ended, global)
 }
 
-/// A directory for runs: a new one, an empty one, or one of a sweep.
-fn claim(dir: &Path) -> Result<()> {
-    let foreign = dir.exists() && !dir.join("runs").is_dir();
-    if foreign && std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        let what = "it holds other files; name an empty or a new directory".into();
-        return Err(Error::CannotWrite { path: dir.to_path_buf(), what });
+/// What marks the directory of a sweep; it holds the path of the study.
+const MARK: &str = ".sweep";
+
+/// A directory for runs: a new one, an empty one, or one of a sweep; `own` if it must be of this very study.
+fn claim(dir: &Path, study: &Path, own: bool) -> Result<()> {
+    let cannot = |what: String| Error::CannotWrite { path: dir.to_path_buf(), what };
+    let of = std::fs::canonicalize(study).unwrap_or_else(|_| study.to_path_buf()).display().to_string();
+    // The mark is looked for after all else, since a process beside this one writes it first.
+    let foreign = std::fs::read_dir(dir)
+        .is_ok_and(|entries| entries.flatten().any(|entry| !entry.file_name().to_string_lossy().starts_with('.')));
+    match std::fs::read_to_string(dir.join(MARK)) {
+        Ok(other) if own && other != of => {
+            return Err(cannot(format!(
+                "it is the sweep of {}; name another directory with --out",
+                other.escape_debug()
+            )));
+        }
+        Ok(_) => {}
+        Err(_) if foreign => return Err(cannot("it holds other files; name an empty or a new directory".into())),
+        Err(_) => {}
     }
-    disk::write_dir(&dir.join("runs"))
+    disk::write_dir(dir)?;
+    disk::write_bytes(&dir.join(MARK), of.as_bytes())?;
+    disk::write_dir(&dir.join("runs"))?;
+    // Incomplete from here on.
+    for name in ["run.json", "frame.parquet", "runs.parquet", "figure.svg", "figure.png"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    Ok(())
 }
 
 /// What every run left, as one frame and one figure.
 fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Global) -> Result<()> {
     let keys = study.varied();
-    let (mut all, mut facts) = (None, Vec::new());
+    let (mut results, mut facts, mut varied) = (Vec::new(), Vec::new(), Vec::new());
     for (run, outcome) in runs.iter().zip(ended) {
-        facts.push(Facts::of(dir, run, outcome)?);
-        if !matches!(outcome, Ended::Done) {
-            continue;
+        facts.push(Facts::of(dir, run, outcome, global)?);
+        if matches!(outcome, Ended::Done) {
+            let frame = interp::frame::load_parquet(&run.dir(dir).join("frame.parquet"))?;
+            let rows = study::result(&study.command, frame)?;
+            varied.extend(std::iter::repeat_n(run.varied.clone(), rows.height()));
+            results.push(rows);
         }
-        let frame = interp::frame::load_parquet(&run.dir(dir).join("frame.parquet"))?;
-        let mut rows = study::result(&study.command, frame)?;
-        let varied = study::columns(&keys, &vec![run.varied.clone(); rows.height()]);
-        for key in &keys {
-            rows = rows.drop(key).unwrap_or(rows);
-        }
-        let mut columns = varied;
-        columns.extend(rows.columns().iter().cloned());
-        push(&mut all, DataFrame::new_infer_height(columns)?)?;
     }
+    let all = stacked(&keys, results, &varied)?;
     let mut table = table(&keys, runs, &facts)?;
     interp::frame::save_parquet(&mut table, &dir.join("runs.parquet"))?;
     let failed: Vec<(&Run, i32, &String)> = runs
@@ -144,9 +169,6 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
         return Err(fault.unwrap_or_else(|| Error::Bug("no run and no fault".into())));
     };
     interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
-    let figure = figure::study(study, &frame)?;
-    disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
-    disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
     let seconds: f64 = facts.iter().filter_map(|facts| facts.seconds).sum();
     let record = json!({
         "command": "sweep",
@@ -160,7 +182,19 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
         "versions": { "interp": env!("CARGO_PKG_VERSION") },
     });
     let text = serde_json::to_vec_pretty(&record).map_err(|e| Error::Bug(e.to_string()))?;
+    // What cannot be drawn is no reason to lose what was computed.
+    let drawn = figure::study(study, &frame);
+    if let Ok(Some(figure)) = &drawn {
+        disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
+        disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
+    }
     disk::write_bytes(&dir.join("run.json"), &text)?;
+    if let Ok(None) = &drawn {
+        note(
+            global.quiet,
+            "note: no figure: several rows of a run stand at one place; [figure] x, y and where say what counts",
+        );
+    }
     match global.format {
         Format::Text => say(
             global,
@@ -178,23 +212,58 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
         }
         Format::Csv => print(&csv(&frame)?)?,
     }
-    fault.map_or(Ok(()), Err)
+    fault.map_or(drawn.map(|_| ()), Err)
 }
 
-/// Puts rows below others; where runs vary in what they say at all, a column may hold numbers in one and nothing in another.
-fn push(all: &mut Option<DataFrame>, mut part: DataFrame) -> Result<()> {
-    if let Some(all) = all {
-        for column in all.columns().to_vec() {
-            let own = part.column(column.name())?.clone();
-            if own.dtype() == column.dtype() {
-                continue;
-            }
-            let wide = if own.null_count() == own.len() { column.dtype() } else { own.dtype() };
-            part.with_column(own.cast(wide)?)?;
-            all.with_column(column.cast(wide)?)?;
+/// All results under each other, with what is varied before them.
+///
+/// A column of the command that has the name of what is varied is left out where it says the same of all rows of a run; else
+/// what is varied goes by `option.NAME`.
+fn stacked(keys: &[String], mut results: Vec<DataFrame>, varied: &[toml::Table]) -> Result<Option<DataFrame>> {
+    if results.is_empty() {
+        return Ok(None);
+    }
+    let mut columns = study::columns(keys, varied);
+    for (key, column) in keys.iter().zip(&mut columns) {
+        let constant = |frame: &DataFrame| frame.column(key).map_or(Ok(true), |own| own.n_unique().map(|n| n <= 1));
+        if results.iter().map(constant).collect::<PolarsResult<Vec<bool>>>()?.iter().all(|constant| *constant) {
+            results = results.into_iter().map(|frame| frame.drop(key).unwrap_or(frame)).collect();
+        } else {
+            column.rename(format!("option.{key}").into());
         }
     }
-    interp::frame::append(all, part)
+    // Runs that ask for different things have different columns; numbers may be missing in one.
+    let mut names: Vec<(PlSmallStr, DataType)> = Vec::new();
+    for column in results.iter().flat_map(|frame| frame.columns()) {
+        let own = if column.null_count() == column.len() { DataType::Null } else { column.dtype().clone() };
+        match names.iter_mut().find(|(name, _)| name == column.name()) {
+            None => names.push((column.name().clone(), own)),
+            Some((_, known)) if *known == own || own == DataType::Null => {}
+            Some((_, known)) if *known == DataType::Null => *known = own,
+            Some((_, known)) if known.is_primitive_numeric() && own.is_primitive_numeric() => {
+                *known = DataType::Float64
+            }
+            Some((_, known)) => *known = DataType::String,
+        }
+    }
+    let mut all = None;
+    for frame in results {
+        let of = |(name, dtype): &(PlSmallStr, DataType)| -> Result<Column> {
+            Ok(match frame.column(name) {
+                Ok(own) if own.dtype() == dtype => own.clone(),
+                // A column that is null everywhere keeps its type.
+                Ok(own) if *dtype == DataType::Null => own.clone(),
+                Ok(own) => own.cast(dtype)?,
+                Err(_) => Column::full_null(name.clone(), frame.height(), dtype),
+            })
+        };
+        let part = DataFrame::new_infer_height(names.iter().map(of).collect::<Result<Vec<_>>>()?)?;
+        interp::frame::append(&mut all, part)?;
+    }
+    if let Some(all) = &all {
+        columns.extend(all.columns().iter().cloned());
+    }
+    Ok(Some(DataFrame::new_infer_height(columns)?))
 }
 
 /// What is known of a run after it.
@@ -207,7 +276,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(dir: &Path, run: &Run, outcome: &Ended) -> Result<Self> {
+    fn of(dir: &Path, run: &Run, outcome: &Ended, global: &Global) -> Result<Self> {
         if let Ended::Failed(_, message) = outcome {
             return Ok(Self { status: "failed", error: Some(message.clone()), seconds: None, peak: None, cost: None });
         }
@@ -219,7 +288,7 @@ impl Facts {
             error: None,
             seconds: record["seconds"]["total"].as_f64(),
             peak: record["memory"]["peak"].as_u64(),
-            cost: record["cost"].as_f64(),
+            cost: record["cost"].as_f64().or(record["seconds"]["total"].as_f64().and_then(|s| global.cost(s))),
         })
     }
 }

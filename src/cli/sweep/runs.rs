@@ -1,5 +1,6 @@
 //! The runs of a study as command lines.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory};
@@ -42,6 +43,8 @@ pub struct Run {
     pub varied: Table,
     /// What the child is told, without --out.
     pub arguments: Vec<String>,
+    /// What it reads, with the hash that stands for its content.
+    inputs: Vec<(PathBuf, String)>,
 }
 
 impl Run {
@@ -52,7 +55,17 @@ impl Run {
 
     /// Whether all of its files are there.
     pub fn is_done(&self, sweep: &Path) -> bool {
-        self.dir(sweep).join("run.json").exists()
+        ["run.json", "frame.parquet"].iter().all(|name| self.dir(sweep).join(name).exists())
+    }
+
+    /// What it reads and is not as it was when the run got its name.
+    pub fn changed(&self) -> Result<Option<&Path>> {
+        for (path, hash) in &self.inputs {
+            if digest(path)? != *hash {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 
     /// What is varied, on one line.
@@ -76,107 +89,222 @@ pub fn read(study: &Study, path: &Path, set: &[String], global: &Global) -> Resu
     let Some(command) = root.find_subcommand(&study.command).cloned() else {
         return Err(Error::Bug(format!("{} is no command", study.command)));
     };
-    let base = path.parent().unwrap_or(Path::new(""));
-    let mut found = Vec::new();
+    let here = std::env::current_dir().map_err(|source| Error::Io { path: ".".into(), source })?;
+    let beside = here.join(path.parent().unwrap_or(Path::new("")));
+    let mut hashes: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let mut found: Vec<Run> = Vec::new();
     for varied in study.runs() {
         let mut all = study.options.clone();
         all.extend(varied.clone());
-        let (mut options, mut positional, mut read) = (vec![study.command.clone()], Vec::new(), String::new());
-        for (key, value) in &all {
+        let told = Told::of(&command, study, &all, |key| {
             // Paths in a study count from the study, those on the command line from here.
-            let from_here = set
-                .iter()
-                .any(|word| word.split('=').next().is_some_and(|own| own.trim().rsplit('.').next() == Some(key)));
-            let base = if from_here { Path::new("") } else { base };
-            let told = told(&command, &study.command, key, value, base).map_err(wrong)?;
-            read += &told.read;
-            if told.positional { &mut positional } else { &mut options }.extend(told.words);
+            let own =
+                |word: &String| word.split('=').next().is_some_and(|own| own.trim().rsplit('.').next() == Some(key));
+            if set.iter().any(own) { here.clone() } else { beside.clone() }
+        });
+        let told = told.map_err(wrong)?;
+        if all.contains_key("model") && all.contains_key("models") {
+            return Err(wrong("`model` and `models` exclude each other".into()));
         }
-        let what = format!("{options:?} {positional:?} {read} {}", env!("CARGO_PKG_VERSION"));
-        let mut arguments = options;
+        let mut inputs = Vec::new();
+        for path in told.inputs {
+            let hash = match hashes.get(&path) {
+                Some(hash) => hash.clone(),
+                None => hashes.entry(path.clone()).or_insert(digest(&path)?).clone(),
+            };
+            inputs.push((path, hash));
+        }
+        let read: Vec<&String> = inputs.iter().map(|(_, hash)| hash).collect();
+        // What a run is: its options as they are written, what it reads, and what decides the last bits.
+        let what = format!(
+            "{} {all:?} {read:?} {} {} {}",
+            study.command,
+            global.device,
+            global.tf32,
+            env!("CARGO_PKG_VERSION")
+        );
+        let mut arguments = vec![study.command.clone()];
+        arguments.extend(told.options);
         arguments.push("--quiet".into());
         arguments.extend(global.machine());
-        if !positional.is_empty() {
+        if !told.positional.is_empty() {
             arguments.push("--".into());
-            arguments.append(&mut positional);
+            arguments.extend(told.positional);
         }
         let line = std::iter::once("interp").chain(arguments.iter().map(String::as_str));
         root.clone()
             .try_get_matches_from(line)
             .map_err(|e| wrong(format!("run {}: {}", found.len() + 1, super::super::one_line(&e.to_string()))))?;
-        let hash = slug(&what);
-        let (named, hash) = (slug(&words(&varied)), &hash[hash.len() - 8..]);
+        let named = slug(&words(&varied));
         let name = named.rsplit_once('-').map_or("run", |(words, _)| words);
-        found.push(Run { id: format!("{name}-{hash}"), varied, arguments });
+        let id = format!("{name}-{}", &weights::sha256_of(what.as_bytes())[..16]);
+        if found.iter().any(|other| other.id == id) {
+            return Err(wrong(format!("run {} is the same as an earlier one", found.len() + 1)));
+        }
+        found.push(Run { id, varied, arguments, inputs });
     }
     Ok(found)
 }
 
-/// A key of a study as words of a command line.
-struct Told {
-    words: Vec<String>,
-    positional: bool,
-    /// Digests of the files that it names.
-    read: String,
+/// Refuses a command that cannot say what it would take.
+///
+/// # Errors
+/// A request, with those that can.
+pub fn check_dry(study: &Study) -> Result<()> {
+    let root = super::super::Cli::command();
+    let can =
+        |name: &str| root.find_subcommand(name).is_some_and(|c| c.get_arguments().any(|arg| arg.get_id() == "dry_run"));
+    match can(&study.command) {
+        true => Ok(()),
+        false => {
+            let all: Vec<&str> = COMMANDS.into_iter().filter(|name| can(name)).collect();
+            Err(Error::Request(format!("{} has no --dry-run; there is one of {}", study.command, all.join(", "))))
+        }
+    }
 }
 
-fn told(
-    command: &clap::Command,
-    name: &str,
-    key: &str,
-    value: &Value,
-    base: &Path,
-) -> std::result::Result<Told, String> {
-    let recipes = ["train", "finetune"].contains(&name);
-    let recipe_keys = if recipes { Recipe::keys() } else { Vec::new() };
-    let arguments = || command.get_arguments().filter(|arg| !OURS.contains(&arg.get_id().as_str()));
-    let Some(argument) = arguments().find(|arg| arg.get_id() == key) else {
-        // The last part of a key is enough, as for --set.
-        if recipe_keys.iter().any(|known| known == key || known.ends_with(&format!(".{key}"))) {
-            let assignment = format!("{key}={value}");
-            Recipe::load_with(None, std::slice::from_ref(&assignment)).map_err(|e| e.to_string())?;
-            return Ok(Told { words: vec!["--set".into(), assignment], positional: false, read: String::new() });
+/// What stands for the content of a file, or of all files below a directory.
+fn digest(path: &Path) -> Result<String> {
+    if !path.is_dir() {
+        return weights::sha256(path);
+    }
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(path)
+        .map_err(io)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(io))
+        .collect::<Result<_>>()?;
+    entries.sort_unstable();
+    let mut all = String::new();
+    for entry in entries {
+        all += &format!("{:?} {}\n", entry.file_name(), digest(&entry)?);
+    }
+    Ok(weights::sha256_of(all.as_bytes()))
+}
+
+/// The keys of a run as words of a command line.
+#[derive(Default)]
+struct Told {
+    options: Vec<String>,
+    positional: Vec<String>,
+    /// Files and directories that it reads.
+    inputs: Vec<PathBuf>,
+}
+
+/// Values of these keys are paths, unless they are names.
+const NAMES_OR_PATHS: [&str; 8] = ["model", "models", "suites", "pairs", "tokenizer", "tasks", "dataset", "reference"];
+/// Keys of the recipe that are paths.
+const RECIPE_PATHS: [&str; 3] = ["text", "validation", "language"];
+
+impl Told {
+    fn of(
+        command: &clap::Command,
+        study: &Study,
+        all: &Table,
+        base: impl Fn(&str) -> PathBuf,
+    ) -> std::result::Result<Self, String> {
+        let mut told = Self::default();
+        let mut set = Vec::new();
+        let recipes = ["train", "finetune"].contains(&study.command.as_str());
+        let recipe_keys = if recipes { Recipe::keys() } else { Vec::new() };
+        for (key, value) in all {
+            let arguments = || command.get_arguments().filter(|arg| !OURS.contains(&arg.get_id().as_str()));
+            let in_recipe = recipe_keys.iter().any(|known| known == key || known.ends_with(&format!(".{key}")));
+            // --seed 0 leaves the recipe's own, and a learned tokenizer is no path.
+            let rather = recipes
+                && (key == "seed" || (key == "tokenizer" && ["bpe", "characters"].contains(&shown(value).as_str())));
+            match arguments().find(|arg| arg.get_id() == key) {
+                Some(argument) if !(rather && in_recipe) => told.option(argument, key, value, &base(key))?,
+                _ if in_recipe => {
+                    let last = key.rsplit('.').next().unwrap_or(key);
+                    let value =
+                        if RECIPE_PATHS.contains(&last) { told.absolute(value, &base(last)) } else { value.clone() };
+                    set.push(format!("{key}={value}"));
+                }
+                _ => {
+                    let known: Vec<&str> = arguments()
+                        .map(|arg| arg.get_id().as_str())
+                        .chain(recipe_keys.iter().filter_map(|key| key.split('.').next_back()))
+                        .collect();
+                    return Err(no_such(&format!("option of {}", study.command), key, known.into_iter()));
+                }
+            }
         }
-        let known: Vec<&str> = arguments()
-            .map(|arg| arg.get_id().as_str())
-            .chain(recipe_keys.iter().filter_map(|key| key.split('.').next_back()))
-            .collect();
-        return Err(no_such(&format!("option of {name}"), key, known.into_iter()));
-    };
-    let names_file = argument
-        .get_value_names()
-        .is_some_and(|names| names.iter().any(|name| ["PATH", "FILE"].contains(&name.as_str())));
-    let mut read = String::new();
-    let mut text = |value: &Value| -> std::result::Result<String, String> {
+        if recipes {
+            let config = all.get("config").map(|path| base("config").join(shown(path)));
+            let recipe = Recipe::load_with(config.as_deref(), &set).map_err(|e| e.to_string())?;
+            let beside = config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+            let read = recipe.data.text.iter().chain(&recipe.data.validation).chain(&recipe.data.language);
+            told.inputs.extend(read.map(|path| beside.join(path)).filter(|path| path.exists()));
+        }
+        told.options.extend(set.into_iter().flat_map(|assignment| ["--set".to_string(), assignment]));
+        Ok(told)
+    }
+
+    /// Paths of the recipe, which would otherwise count from where the command runs.
+    fn absolute(&mut self, value: &Value, base: &Path) -> Value {
+        match value {
+            Value::Array(values) => Value::Array(values.iter().map(|value| self.absolute(value, base)).collect()),
+            value => Value::String(base.join(shown(value)).display().to_string()),
+        }
+    }
+
+    /// A value, of which paths count from `base`.
+    fn value(&mut self, argument: &clap::Arg, key: &str, value: &Value, base: &Path) -> String {
         let text = shown(value);
-        let beside = base.join(&text);
-        // A model or a suite may be a name as well.
-        let may_be = ["model", "models", "suites", "pairs", "tokenizer"].contains(&key);
-        let is_path = names_file || (may_be && beside.exists());
+        if let Some(path) = text.strip_prefix("FILE:").filter(|_| key == "start") {
+            let path = base.join(path);
+            self.inputs.extend(path.exists().then(|| path.clone()));
+            return format!("FILE:{}", path.display());
+        }
+        let kinds = ["PATH", "FILE", "DIR"];
+        let is_path =
+            argument.get_value_names().is_some_and(|names| names.iter().any(|name| kinds.contains(&name.as_str())));
+        let path = base.join(&text);
+        // A name means the same wherever one stands.
+        let is_path = is_path || (NAMES_OR_PATHS.contains(&key) && path.exists() && !is_name(&text));
         if !is_path {
-            return Ok(text);
+            return text;
         }
-        if beside.is_file() {
-            read += &weights::sha256(&beside).map_err(|e| e.to_string())?;
+        self.inputs.extend(path.exists().then(|| path.clone()));
+        path.display().to_string()
+    }
+
+    fn option(
+        &mut self,
+        argument: &clap::Arg,
+        key: &str,
+        value: &Value,
+        base: &Path,
+    ) -> std::result::Result<(), String> {
+        let mut values: Vec<Value> = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        let several = argument.get_value_delimiter().is_some();
+        if let (true, Value::String(text)) = (several, value) {
+            values = text.split(',').map(|part| Value::String(part.to_string())).collect();
         }
-        Ok(beside.display().to_string())
-    };
-    let values: Vec<&Value> = value.as_array().map_or(vec![value], |values| values.iter().collect());
-    let positional = argument.is_positional();
-    let long = format!("--{}", argument.get_long().unwrap_or(key));
-    let words = match (argument.get_action(), value) {
-        (ArgAction::SetTrue, Value::Boolean(true)) => vec![long],
-        (ArgAction::SetTrue, Value::Boolean(false)) => Vec::new(),
-        (ArgAction::SetTrue, _) => return Err(format!("`{key}` is true or false")),
-        _ if positional => values.into_iter().map(&mut text).collect::<std::result::Result<_, _>>()?,
-        _ if argument.get_value_delimiter().is_some() => {
-            let all = values.into_iter().map(&mut text).collect::<std::result::Result<Vec<_>, _>>()?;
-            vec![format!("{long}={}", all.join(","))]
+        let long = format!("--{}", argument.get_long().unwrap_or(key));
+        if matches!(argument.get_action(), ArgAction::SetTrue) {
+            match value {
+                Value::Boolean(true) => self.options.push(long),
+                Value::Boolean(false) => {}
+                _ => return Err(format!("`{key}` is true or false")),
+            }
+            return Ok(());
         }
-        _ => values
-            .into_iter()
-            .map(|value| Ok(format!("{long}={}", text(value)?)))
-            .collect::<std::result::Result<_, String>>()?,
-    };
-    Ok(Told { words, positional, read })
+        let words: Vec<String> = values.iter().map(|value| self.value(argument, key, value, base)).collect();
+        match (argument.is_positional(), several) {
+            (true, _) => self.positional.extend(words),
+            (false, true) => self.options.push(format!("{long}={}", words.join(","))),
+            (false, false) => self.options.extend(words.into_iter().map(|word| format!("{long}={word}"))),
+        }
+        Ok(())
+    }
+}
+
+/// Whether something goes by this name wherever one stands.
+fn is_name(text: &str) -> bool {
+    let models = interp::config::PUBLISHED.iter().map(|published| published.0).chain(["tiny"]);
+    let suites = interp::suite::SHIPPED.iter().map(|(name, _)| *name);
+    let pairs = interp::pairset::SHIPPED.iter().map(|(name, _)| *name);
+    let tasks = interp::task::SHIPPED.iter().map(|(name, _)| *name);
+    models.chain(suites).chain(pairs).chain(tasks).any(|name| name == text)
 }
