@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::hooks::Hooks;
 use crate::kv::{Branch, KvCache, Past};
 use crate::ops::{self, Causal, Gelu};
+use crate::reads::Reads;
 use crate::site::Site;
 use crate::tokens::Tokens;
 
@@ -290,6 +291,35 @@ impl Gpt2 {
         Ok(ops::linear_t(&x, &self.lm_head, None)?)
     }
 
+    /// What one head's queries, keys or values are for any residual stream before the block's first LayerNorm:
+    /// `[.., dim]` → `[.., head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a layer or a head that the model does not have.
+    pub fn read_head(&self, layer: usize, head: usize, reads: Reads, x: &Tensor) -> Result<Tensor> {
+        let block = self.block(layer)?;
+        if head >= self.config.n_head {
+            return Err(Error::request(format!("this model has heads 0..={}, not {head}", self.config.n_head - 1)));
+        }
+        let x = ops::layer_norm(x, &block.ln_1.weight, &block.ln_1.bias, block.ln_1.eps)?;
+        block.attn.read(head, reads, &x)
+    }
+
+    /// What a block's MLP writes for any residual stream before its LayerNorm: `[.., dim]` → `[.., dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a layer that the model does not have.
+    pub fn mlp(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let block = self.block(layer)?;
+        let x = ops::layer_norm(x, &block.ln_2.weight, &block.ln_2.bias, block.ln_2.eps)?;
+        block.mlp.forward(&x, layer, &mut ())
+    }
+
+    fn block(&self, layer: usize) -> Result<&Block> {
+        let last = self.config.n_layer - 1;
+        self.h.get(layer).ok_or_else(|| Error::request(format!("this model has layers 0..={last}, not {layer}")))
+    }
+
     fn embed<H: Hooks>(
         &self,
         tokens: &Tokens,
@@ -386,12 +416,40 @@ impl Block {
         hooks: &mut H,
     ) -> Result<Tensor> {
         let x = hooks.at(Site::ResidPre(layer), x)?; // [B, P, dim]
+        let own = self.own_inputs(&x, layer, hooks)?;
         let normal = self.ln_1.forward(&x, Site::Ln1Scale(layer), Site::Ln1Normalized(layer), hooks)?;
-        let attn = self.attn.forward(&normal, layer, mask, past, hooks)?;
+        let attn = self.attn.forward(&normal, own, layer, mask, past, hooks)?;
         let x = hooks.at(Site::ResidMid(layer), ops::add(&x, &attn)?)?; // [B, P, dim]
-        let normal = self.ln_2.forward(&x, Site::Ln2Scale(layer), Site::Ln2Normalized(layer), hooks)?;
+        let read = hooks.at(Site::MlpIn(layer), x.clone())?; // [B, P, dim]
+        let normal = self.ln_2.forward(&read, Site::Ln2Scale(layer), Site::Ln2Normalized(layer), hooks)?;
         let mlp = self.mlp.forward(&normal, layer, hooks)?;
         hooks.at(Site::ResidPost(layer), ops::add(&x, &mlp)?) // [B, P, dim]
+    }
+
+    /// What hooks that give each head a stream of its own change in queries, keys and values: `[B, P, H, D]` each, none
+    /// where they change nothing.
+    ///
+    /// Only the difference enters, so that looking, and what is changed for other heads, changes nothing, to the bit.
+    fn own_inputs<H: Hooks>(&self, x: &Tensor, layer: usize, hooks: &mut H) -> Result<[Option<Tensor>; 3]> {
+        let mut changes = [None, None, None];
+        for (reads, change) in Reads::ALL.into_iter().zip(&mut changes) {
+            let site = reads.input(layer);
+            if !hooks.wants(site) {
+                continue;
+            }
+            let (b, p, dim) = x.dims3()?;
+            let stream = x.unsqueeze(2)?.broadcast_as((b, p, self.attn.n_head, dim))?.contiguous()?; // [B, P, H, dim]
+            let seen = hooks.at(site, stream.clone())?;
+            if seen.id() != stream.id() {
+                let all = |x: &Tensor| -> Result<Tensor> {
+                    let x = ops::layer_norm(x, &self.ln_1.weight, &self.ln_1.bias, self.ln_1.eps)?;
+                    let heads = (0..self.attn.n_head).map(|head| self.attn.read(head, reads, &x.i((.., .., head))?));
+                    Ok(Tensor::stack(&heads.collect::<Result<Vec<_>>>()?, 2)?)
+                };
+                *change = Some((all(&seen)? - all(&stream)?)?);
+            }
+        }
+        Ok(changes)
     }
 }
 
@@ -399,6 +457,7 @@ impl Attention {
     fn forward<H: Hooks>(
         &self,
         x: &Tensor,
+        own: [Option<Tensor>; 3],
         layer: usize,
         mask: &Causal,
         past: Option<&mut Past<'_>>,
@@ -406,9 +465,13 @@ impl Attention {
     ) -> Result<Tensor> {
         let (b, p, _) = x.dims3()?;
         let qkv = self.c_attn.forward(x, hooks)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
-        let q = hooks.at(Site::Q(layer), qkv.i((.., .., 0))?)?; // [B, P, H, D]
-        let k = hooks.at(Site::K(layer), qkv.i((.., .., 1))?)?; // [B, P, H, D]
-        let v = hooks.at(Site::V(layer), qkv.i((.., .., 2))?)?; // [B, P, H, D]
+        let part = |part: usize| -> Result<Tensor> {
+            let read = qkv.i((.., .., part))?;
+            Ok(if let Some(change) = &own[part] { (read + change)? } else { read })
+        };
+        let q = hooks.at(Site::Q(layer), part(0)?)?; // [B, P, H, D]
+        let k = hooks.at(Site::K(layer), part(1)?)?; // [B, P, H, D]
+        let v = hooks.at(Site::V(layer), part(2)?)?; // [B, P, H, D]
         let (k, v) = match past {
             Some(past) => past.join(layer, &k, &v)?, // [B, K, H, D]
             None => (k, v),
@@ -432,6 +495,13 @@ impl Attention {
             }
         }
         hooks.at(Site::AttnOut(layer), out)
+    }
+
+    /// Queries, keys or values of one head for a normalised stream: `[.., dim]` → `[.., D]`.
+    fn read(&self, head: usize, reads: Reads, x: &Tensor) -> Result<Tensor> {
+        let first = (reads as usize * self.n_head + head) * self.head_dim;
+        let weight = self.c_attn.weight.narrow(1, first, self.head_dim)?; // [dim, D]
+        Ok(ops::linear(x, &weight, &self.c_attn.bias.narrow(0, first, self.head_dim)?, None)?)
     }
 
     /// What each head adds to the residual stream: `z · W_O`, `[B, P, H, D]` → `[B, P, H, dim]`.

@@ -79,6 +79,48 @@ impl Metric {
     }
 }
 
+impl Metric {
+    /// Its derivatives by the logits; `clean` are those of the clean run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for the rank, which has none, and for a target that lacks the answers that the metric needs.
+    pub fn gradient(self, logits: &[f32], clean: &[f32], target: &Target) -> Result<Vec<f64>> {
+        let (answer, wrong) = (target.answers(), target.wrong());
+        let needs_wrong = matches!(self, Metric::LogitDiff | Metric::ProbDiff);
+        if (self != Metric::Kl && answer.is_empty()) || (needs_wrong && wrong.is_empty()) {
+            return Err(Error::request(format!("{} needs an answer and what it is compared with", self.name())));
+        }
+        let total = log_total(logits);
+        let p = |i: usize| (f64::from(logits[i]) - total).exp();
+        let mut gradient = vec![0.0; logits.len()];
+        // d Σ p(id) / d logit = p·(1 if it is one of them) − p·Σ p(id), times a factor.
+        let mut add_prob = |ids: &[u32], factor: f64| {
+            let all: f64 = ids.iter().map(|&id| p(id as usize)).sum();
+            gradient.iter_mut().enumerate().for_each(|(i, g)| *g -= factor * p(i) * all);
+            ids.iter().for_each(|&id| gradient[id as usize] += factor * p(id as usize));
+        };
+        match self {
+            Metric::LogitDiff => {
+                answer.iter().for_each(|&id| gradient[id as usize] += 1.0 / answer.len() as f64);
+                wrong.iter().for_each(|&id| gradient[id as usize] -= 1.0 / wrong.len() as f64);
+            }
+            Metric::Prob => add_prob(answer, 1.0),
+            Metric::ProbDiff => {
+                add_prob(answer, 1.0);
+                add_prob(wrong, -1.0);
+            }
+            Metric::Logprob => add_prob(answer, 1.0 / Metric::Prob.of(logits, clean, target)),
+            Metric::Rank => return Err(Error::request("the rank has no gradient; take logit_diff, prob or logprob")),
+            Metric::Kl => {
+                let theirs = log_total(clean);
+                let q = |i: usize| (f64::from(clean[i]) - theirs).exp();
+                gradient.iter_mut().enumerate().for_each(|(i, g)| *g = p(i) - q(i));
+            }
+        }
+        Ok(gradient)
+    }
+}
+
 /// All metrics of many runs that are compared with one clean run, whose probabilities are computed once.
 #[derive(Clone, Debug)]
 pub struct Measures {
@@ -123,6 +165,28 @@ fn log_total(logits: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let (logits, clean) = ([1.0_f32, 3.0, 0.0, 2.0, -1.0], [0.0_f32, 1.0, 0.5, 0.0, 2.0]);
+        let target = Target::new(vec![1, 3], vec![0, 4]).unwrap();
+        for metric in Metric::ALL {
+            let Ok(gradient) = metric.gradient(&logits, &clean, &target) else {
+                assert_eq!(metric, Metric::Rank);
+                continue;
+            };
+            for i in 0..5 {
+                let at = |step: f32| {
+                    let mut moved = logits;
+                    moved[i] += step;
+                    metric.of(&moved, &clean, &target)
+                };
+                let step = 1.0 / 256.0;
+                let difference = (at(step) - at(-step)) / f64::from(2.0 * step);
+                assert!((difference - gradient[i]).abs() < 1e-4, "{metric:?} {i}: {} is {difference}", gradient[i]);
+            }
+        }
+    }
 
     #[test]
     fn metrics_follow_their_definitions() {

@@ -386,8 +386,8 @@ impl<A: Hooks> Hooks for Both<'_, A> {
     }
 
     fn wants(&self, site: Site) -> bool {
-        // Per-head results are formed only on request; what is wrong in them shows in attn_out.
-        !matches!(site, Site::Result(_)) || self.0.wants(site)
+        // What is wrong in values that are formed only on request shows in what is made of them.
+        !site.is_on_request() || self.0.wants(site)
     }
 }
 

@@ -17,6 +17,13 @@ pub enum Site {
     PosEmbed,
     /// Residual stream before a block, `[prompt, pos, dim]`.
     ResidPre(usize),
+    /// What each head's queries read: a copy of the residual stream for every head, before LayerNorm, `[prompt, pos, head,
+    /// d_model]`.
+    QInput(usize),
+    /// What each head's keys read, `[prompt, pos, head, d_model]`.
+    KInput(usize),
+    /// What each head's values read, `[prompt, pos, head, d_model]`.
+    VInput(usize),
     /// Standard deviation that the attention's LayerNorm divides by, `[prompt, pos, 1]`.
     Ln1Scale(usize),
     /// Centred and scaled input of the attention, before gain and bias, `[prompt, pos, dim]`.
@@ -39,6 +46,8 @@ pub enum Site {
     AttnOut(usize),
     /// Residual stream between attention and MLP, `[prompt, pos, dim]`.
     ResidMid(usize),
+    /// What the MLP reads: a copy of the residual stream, before LayerNorm, `[prompt, pos, dim]`.
+    MlpIn(usize),
     /// Standard deviation that the MLP's LayerNorm divides by, `[prompt, pos, 1]`.
     Ln2Scale(usize),
     /// Centred and scaled input of the MLP, before gain and bias, `[prompt, pos, dim]`.
@@ -143,6 +152,9 @@ const FORMS: &[Form] = &[
     aka(form("embed", "hook_embed", STREAM, Make::Once(Site::Embed)), &["embed.hook_out"]),
     aka(form("pos_embed", "hook_pos_embed", STREAM, Make::Once(Site::PosEmbed)), &["pos_embed.hook_out"]),
     aka(form("resid_pre", "hook_resid_pre", STREAM, Make::Layer(Site::ResidPre)), &["hook_in"]),
+    form("q_input", "hook_q_input", HEADS, Make::Layer(Site::QInput)),
+    form("k_input", "hook_k_input", HEADS, Make::Layer(Site::KInput)),
+    form("v_input", "hook_v_input", HEADS, Make::Layer(Site::VInput)),
     form("ln1_scale", "ln1.hook_scale", SCALE, Make::Layer(Site::Ln1Scale)),
     form("ln1_normalized", "ln1.hook_normalized", STREAM, Make::Layer(Site::Ln1Normalized)),
     form("q", "attn.hook_q", HEADS, Make::Layer(Site::Q)),
@@ -154,6 +166,7 @@ const FORMS: &[Form] = &[
     form("result", "attn.hook_result", HEADS, Make::Layer(Site::Result)),
     aka(form("attn_out", "hook_attn_out", STREAM, Make::Layer(Site::AttnOut)), &["attn.hook_out"]),
     form("resid_mid", "hook_resid_mid", STREAM, Make::Layer(Site::ResidMid)),
+    form("mlp_in", "hook_mlp_in", STREAM, Make::Layer(Site::MlpIn)),
     form("ln2_scale", "ln2.hook_scale", SCALE, Make::Layer(Site::Ln2Scale)),
     form("ln2_normalized", "ln2.hook_normalized", STREAM, Make::Layer(Site::Ln2Normalized)),
     form("mlp_pre", "mlp.hook_pre", NEURONS, Make::Layer(Site::MlpPre)),
@@ -209,6 +222,7 @@ impl Site {
         use Site::*;
         match self {
             Embed | PosEmbed | LnFinalScale | LnFinalNormalized | Logits => None,
+            QInput(l) | KInput(l) | VInput(l) | MlpIn(l) => Some(l),
             ResidPre(l) | Ln1Scale(l) | Ln1Normalized(l) | Q(l) | K(l) | V(l) | AttnScores(l) => Some(l),
             Pattern(l) | Z(l) | Result(l) | AttnOut(l) | ResidMid(l) | Ln2Scale(l) => Some(l),
             Ln2Normalized(l) | MlpPre(l) | MlpPost(l) | MlpOut(l) | ResidPost(l) => Some(l),
@@ -262,6 +276,11 @@ impl Site {
     /// Whether the values here are attention between two positions.
     pub fn is_attention_map(self) -> bool {
         self.axes() == MAP
+    }
+
+    /// Whether the value is formed only where somebody wants it: one residual stream for every head.
+    pub fn is_on_request(self) -> bool {
+        matches!(self, Site::Result(_) | Site::QInput(_) | Site::KInput(_) | Site::VInput(_))
     }
 
     /// Whether each position has a vector per head here.
@@ -471,7 +490,7 @@ mod tests {
             assert_eq!(site.long().parse::<Site>().unwrap(), site);
             assert_eq!(site.form().site(site.layer().unwrap_or(0)), site);
         }
-        assert_eq!(Site::all(12).count(), 5 + 18 * 12);
+        assert_eq!(Site::all(12).count(), 5 + 22 * 12);
     }
 
     #[test]

@@ -30,6 +30,26 @@ const LOGIT_ROWS: usize = 128;
 /// Whole values of a run at some sites, without the axis of the prompt.
 pub type Values = BTreeMap<Site, Vec<f32>>;
 
+/// What experiments put in the place of a run's own values.
+pub trait Replacements {
+    /// The whole value at a site for an experiment, by its index.
+    fn value(&self, experiment: usize, site: Site) -> Option<&[f32]>;
+}
+
+/// The same values for all experiments: those of another run.
+impl Replacements for Values {
+    fn value(&self, _experiment: usize, site: Site) -> Option<&[f32]> {
+        self.get(&site).map(Vec::as_slice)
+    }
+}
+
+/// Values of its own for each experiment.
+impl Replacements for Vec<Values> {
+    fn value(&self, experiment: usize, site: Site) -> Option<&[f32]> {
+        self.get(experiment)?.get(&site).map(Vec::as_slice)
+    }
+}
+
 /// What a run leaves to be measured.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -142,12 +162,12 @@ impl<'a> Trunk<'a> {
     pub fn run(
         &self,
         experiments: &[Vec<Cell>],
-        source: &Values,
+        source: &dyn Replacements,
         receive: &mut dyn FnMut(usize, Option<End>) -> Result<()>,
     ) -> Result<()> {
         let mut rows = Vec::new();
         for (index, cells) in experiments.iter().enumerate() {
-            match self.change(cells, source)? {
+            match self.change(index, cells, source)? {
                 Some((first, start)) => rows.push(Row { index, cells, start, first }),
                 None => receive(index, None)?,
             }
@@ -169,10 +189,10 @@ impl<'a> Trunk<'a> {
     }
 
     /// The layer and the position from which replacing `cells` can change the end; none if it cannot.
-    fn change(&self, cells: &[Cell], source: &Values) -> Result<Option<(usize, usize)>> {
+    fn change(&self, index: usize, cells: &[Cell], source: &dyn Replacements) -> Result<Option<(usize, usize)>> {
         let mut found: Option<(usize, usize)> = None;
         for (cell, site) in cells.iter().flat_map(|cell| cell.sites().map(move |site| (cell, site))) {
-            let (ours, theirs) = (self.at(&self.values, site)?, self.at(source, site)?);
+            let (ours, theirs) = (self.at(&self.values, index, site)?, self.at(source, index, site)?);
             let places = self.places(cell, site).into_iter().flat_map(|(first, n)| first..first + n);
             let different = places.filter(|&at| ours[at].to_bits() != theirs[at].to_bits());
             let start = different.map(|at| self.position(site, at)).filter(|&pos| self.is_read(site, pos)).min();
@@ -185,8 +205,8 @@ impl<'a> Trunk<'a> {
         Ok(found)
     }
 
-    fn at<'v>(&self, values: &'v Values, site: Site) -> Result<&'v [f32]> {
-        values.get(&site).map(Vec::as_slice).ok_or(Error::NotRead(site))
+    fn at<'v>(&self, values: &'v dyn Replacements, index: usize, site: Site) -> Result<&'v [f32]> {
+        values.value(index, site).ok_or(Error::NotRead(site))
     }
 
     /// Whether the end depends on a position of a site: behind the last layer's keys and values only the last one does.
@@ -234,7 +254,7 @@ impl<'a> Trunk<'a> {
     fn run_rows(
         &self,
         mut rows: Vec<Row<'_>>,
-        source: &Values,
+        source: &dyn Replacements,
         receive: &mut dyn FnMut(usize, Option<End>) -> Result<()>,
     ) -> Result<()> {
         rows.sort_by_key(|row| (row.start, row.first));
@@ -271,7 +291,7 @@ impl<'a> Trunk<'a> {
     }
 
     /// The ends of one batch; rows come in the order of their first layers.
-    fn run_batch(&self, rows: &[Row<'_>], source: &Values) -> Result<Vec<End>> {
+    fn run_batch(&self, rows: &[Row<'_>], source: &dyn Replacements) -> Result<Vec<End>> {
         let whole = rows.iter().all(|row| row.start == 0);
         let layers = self.model.config().n_layer;
         let width = self.model.config().n_embd;
@@ -381,9 +401,9 @@ fn mean(values: &[f64]) -> f64 {
 /// Writes each row's cells of one layer while the model runs.
 struct Writer<'a> {
     trunk: &'a Trunk<'a>,
-    source: &'a Values,
-    /// What is written at each site: row, the position where it begins, and its cell.
-    cells: BTreeMap<Site, Vec<(usize, usize, &'a Cell)>>,
+    source: &'a dyn Replacements,
+    /// What is written at each site: row, its experiment, the position where it begins, and its cell.
+    cells: BTreeMap<Site, Vec<(usize, usize, usize, &'a Cell)>>,
     /// Positions of a row, padding included.
     longest: usize,
     /// Whether every row begins at its first token, without a branch.
@@ -395,22 +415,22 @@ impl<'a> Writer<'a> {
         trunk: &'a Trunk<'a>,
         rows: &'a [Row<'a>],
         layer: usize,
-        source: &'a Values,
+        source: &'a dyn Replacements,
         longest: usize,
         whole: bool,
     ) -> Self {
-        let mut cells: BTreeMap<Site, Vec<(usize, usize, &Cell)>> = BTreeMap::new();
+        let mut cells: BTreeMap<Site, Vec<(usize, usize, usize, &Cell)>> = BTreeMap::new();
         for (i, row) in rows.iter().enumerate() {
             for cell in row.cells.iter().filter(|cell| (cell.window.0..=cell.window.1).contains(&layer)) {
-                cells.entry(cell.site.in_layer(layer)).or_default().push((i, row.start, cell));
+                cells.entry(cell.site.in_layer(layer)).or_default().push((i, row.index, row.start, cell));
             }
         }
         Self { trunk, source, cells, longest, whole }
     }
 
-    /// Copies `n` values from `first` on of a whole run to where they are in a row that begins at `start`.
-    fn write(&self, site: Site, data: &mut [f32], (row, start): (usize, usize), (first, n): (usize, usize)) {
-        let from = &self.source[&site][first..first + n];
+    /// Copies values, in a whole run from `first` on, to where they are in a row that begins at `start`.
+    fn write(&self, site: Site, from: &[f32], data: &mut [f32], (row, start): (usize, usize), first: usize) {
+        let n = from.len();
         let length = self.trunk.len();
         if !site.is_attention_map() {
             let per_pos = self.trunk.per_pos(site);
@@ -442,9 +462,10 @@ impl Hooks for Writer<'_> {
     fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
         let Some(cells) = self.cells.get(&site) else { return Ok(value) };
         let mut data = to_f32(&value)?;
-        for &(row, start, cell) in cells {
-            for place in self.trunk.places(cell, site) {
-                self.write(site, &mut data, (row, start), place);
+        for &(row, experiment, start, cell) in cells {
+            let from = self.trunk.at(self.source, experiment, site)?;
+            for (first, n) in self.trunk.places(cell, site) {
+                self.write(site, &from[first..first + n], &mut data, (row, start), first);
             }
         }
         Ok(Tensor::from_vec(data, value.dims(), value.device())?.to_dtype(value.dtype())?)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor: a module may use its own floor and those below.
 const FLOORS: [&[&str]; 5] = [
-    &["error", "device", "site", "hooks", "disk", "memory", "random"],
+    &["error", "device", "site", "reads", "hooks", "disk", "memory", "random"],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit",

@@ -1,0 +1,171 @@
+//! Edge attribution patching: all edges from a few forward passes and one backward pass.
+
+use candle_core::{DType, IndexOp, Tensor, Var};
+
+use crate::config::Config;
+use crate::edit::Edit;
+use crate::error::{Error, Result};
+use crate::frame::to_f32;
+use crate::gpt2::{Gpt2, LogitsAt};
+use crate::graph::{Graph, Outputs, Receiver};
+use crate::metric::Metric;
+use crate::pair::Pair;
+use crate::plan::{Plan, Trace};
+use crate::reads::Reads;
+use crate::site::Site;
+use crate::tokens::Tokens;
+
+/// Padded tokens of prompts and steps that pass through the model at once.
+const BATCH_TOKENS: usize = 512;
+
+/// Where gradients are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// In the clean run: edge attribution patching (EAP, Syed et al. 2023).
+    Clean,
+    /// The mean over so many runs whose input goes from the corrupted one to the clean one, at k/m of the way for k = 0 … m − 1:
+    /// EAP with integrated gradients (EAP-IG, Hanna et al. 2024, as its code has it).
+    Integrated(usize),
+}
+
+impl Steps {
+    fn count(self) -> usize {
+        match self {
+            Steps::Clean => 1,
+            Steps::Integrated(steps) => steps,
+        }
+    }
+}
+
+/// Scores of every edge of a model for each pair, in the order of [`Graph`]:
+/// Σ (what the source writes in the clean run − in the corrupted run) · ∂metric / ∂(what the receiver reads), over all
+/// positions. `progress(done, all)` counts pairs.
+///
+/// # Errors
+/// [`Error::Request`] for no steps, noise instead of a corrupted prompt, or a metric without a gradient; faults of the
+/// prompts, and what `progress` returns.
+pub fn attribute(
+    model: &Gpt2,
+    pairs: &[Pair],
+    metric: Metric,
+    steps: Steps,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<Vec<f64>>> {
+    if steps.count() == 0 {
+        return Err(Error::request("integrated gradients need at least one step"));
+    }
+    let mut all = Vec::with_capacity(pairs.len());
+    while all.len() < pairs.len() {
+        let rest = &pairs[all.len()..];
+        let length = rest[0].len();
+        let most = (BATCH_TOKENS / (length * steps.count())).max(1);
+        let n = rest.iter().take(most).take_while(|pair| pair.len() == length).count();
+        all.extend(batch(model, &rest[..n], metric, steps)?);
+        progress(all.len(), pairs.len())?;
+    }
+    Ok(all)
+}
+
+/// Scores of pairs of one length.
+fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<Vec<Vec<f64>>> {
+    if pairs.iter().any(|pair| pair.noise().is_some()) {
+        return Err(Error::request("edges are attributed between two prompts, not between a prompt and noise"));
+    }
+    let config = model.config();
+    let graph = Graph::of(config);
+    let rows = |of: fn(&Pair) -> &Tokens| Tokens::from_ids(pairs.iter().map(|pair| of(pair).row(0).to_vec()).collect());
+    let (clean, corrupt) = (rows(Pair::clean)?, rows(Pair::corrupt)?);
+    let run = |tokens: &Tokens| Outputs::read(Plan::new(), config).logits(LogitsAt::Last).run(model, tokens);
+    let (clean_run, corrupt_run) = (run(&clean)?, run(&corrupt)?);
+    // [pair, source, pos · dim]
+    let difference =
+        (Outputs::of(&clean_run, config)?.tensor() - Outputs::of(&corrupt_run, config)?.tensor())?.contiguous()?;
+
+    let m = steps.count();
+    let again: Vec<Vec<u32>> =
+        (0..clean.len()).flat_map(|row| std::iter::repeat_n(clean.row(row).to_vec(), m)).collect();
+    let mut plan = gradients(config);
+    if let Steps::Integrated(_) = steps {
+        plan = plan.edit(Edit::set(Site::Embed, &between(&corrupt_run, &clean_run, m)?));
+    }
+    let trace = plan.run(model, &Tokens::from_ids(again)?)?;
+    let backward = trace.backward(&weighed(&trace, &clean_run, pairs, metric, m)?)?;
+
+    let mut scores: Vec<Vec<f64>> = vec![vec![0.0; graph.edges()]; pairs.len()];
+    let mut add = |receivers: &[Receiver], gradients: Vec<Tensor>| -> Result<()> {
+        // Every gradient as [pair, pos · dim], the mean over the steps.
+        let sources = graph.before(receivers[0]);
+        let columns = Tensor::stack(&gradients, 2)?; // [pair, pos · dim, receiver]
+        let products = difference.narrow(1, 0, sources)?.contiguous()?.matmul(&columns)?; // [pair, source, receiver]
+        for (pair, scores) in scores.iter_mut().enumerate() {
+            let products = products.i(pair)?.t()?.contiguous()?.to_vec2::<f32>()?;
+            for (receiver, products) in receivers.iter().zip(products) {
+                let edges = graph.edges_into(graph.receiver_index(*receiver));
+                scores[edges].iter_mut().zip(products).for_each(|(score, x)| *score = f64::from(x));
+            }
+        }
+        Ok(())
+    };
+    let mean = |gradient: &Tensor| -> Result<Tensor> {
+        let (_, p, d) = gradient.dims3()?;
+        Ok(gradient.to_dtype(DType::F32)?.contiguous()?.reshape((pairs.len(), m, p * d))?.mean(1)?)
+    };
+    for layer in 0..config.n_layer {
+        let stream = trace.get(Site::ResidPre(layer))?;
+        let (mut receivers, mut columns) = (Vec::new(), Vec::new());
+        for reads in Reads::ALL {
+            let above = backward.get(reads.site(layer))?;
+            for head in 0..config.n_head {
+                receivers.push(Receiver::Head { layer, head, reads });
+                columns.push(mean(&through(model, stream, above, layer, head, reads)?)?);
+            }
+        }
+        add(&receivers, columns)?;
+        add(&[Receiver::Mlp(layer)], vec![mean(backward.get(Site::MlpIn(layer))?)?])?;
+    }
+    add(&[Receiver::Logits], vec![mean(backward.get(Site::ResidPost(config.n_layer - 1))?)?])?;
+    Ok(scores)
+}
+
+/// A plan for the gradient at everything that reads from the stream.
+fn gradients(config: &Config) -> Plan {
+    let layers = 0..config.n_layer;
+    let sites = layers.clone().flat_map(|l| [Site::Q(l), Site::K(l), Site::V(l), Site::MlpIn(l)]);
+    let sites = sites.chain([Site::ResidPost(config.n_layer - 1)]);
+    let plan = Plan::new().reads(layers.map(Site::ResidPre)).logits(LogitsAt::Last);
+    sites.fold(plan, Plan::grad)
+}
+
+/// Token embeddings on the way from one run to another: for each prompt m rows, at k/m of the way.
+fn between(from: &Trace, to: &Trace, m: usize) -> Result<Tensor> {
+    let (from, to) = (from.get(Site::Embed)?, to.get(Site::Embed)?);
+    let (b, p, d) = from.dims3()?;
+    let shares: Vec<f32> = (0..m).map(|k| k as f32 / m as f32).collect();
+    let shares = Tensor::from_vec(shares, (1, m, 1, 1), from.device())?.to_dtype(from.dtype())?;
+    let way = (to - from)?.unsqueeze(1)?.broadcast_mul(&shares)?; // [B, m, P, dim]
+    Ok(from.unsqueeze(1)?.broadcast_add(&way)?.reshape((b * m, p, d))?)
+}
+
+/// A number whose gradient by the logits is the metric's, for every row at once.
+fn weighed(trace: &Trace, clean: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Tensor> {
+    let logits = trace.logits()?;
+    let (rows, _, vocab) = logits.dims3()?;
+    let (own, plain) = (to_f32(logits)?, to_f32(clean.logits()?)?);
+    let mut weights = Vec::with_capacity(rows * vocab);
+    for (row, own) in own.chunks_exact(vocab).enumerate() {
+        let pair = row / m;
+        let gradient = metric.gradient(own, &plain[pair * vocab..][..vocab], pairs[pair].target())?;
+        weights.extend(gradient.into_iter().map(|x| x as f32));
+    }
+    let weights = Tensor::from_vec(weights, (rows, 1, vocab), logits.device())?.to_dtype(logits.dtype())?;
+    Ok((logits * weights)?.sum_all()?)
+}
+
+/// The gradient by the stream that one head reads, from that by its queries, keys or values: back through its columns of the
+/// projection and a LayerNorm of its own.
+fn through(model: &Gpt2, stream: &Tensor, above: &Tensor, layer: usize, head: usize, reads: Reads) -> Result<Tensor> {
+    let own = Var::from_tensor(&stream.detach())?;
+    let read = model.read_head(layer, head, reads, &own)?;
+    let grads = (read * above.i((.., .., head))?.contiguous()?)?.sum_all()?.backward()?;
+    grads.get(&own).cloned().ok_or_else(|| Error::Bug("a head that reads nothing".into()))
+}

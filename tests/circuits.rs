@@ -1,0 +1,117 @@
+//! Circuits: edges, paths and inputs as an independent PyTorch implementation finds them, and controls that must hold.
+//!
+//! `tests/fixtures/make_circuits.py` makes the fixture.
+
+mod common;
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use common::{fixture, parity_model, values};
+use interp::edges::{Steps, attribute, exact};
+use interp::graph::{Circuit, Graph, Outputs, Rewired};
+use interp::metric::Metric;
+use interp::pair::Pair;
+use interp::target::Target;
+use interp::{Gpt2, Tokens};
+
+const MODELS: [&str; 3] = ["wide", "thin", "untied"];
+
+/// A model of the fixture with its two pairs, and what the peer computed.
+struct Case {
+    name: &'static str,
+    model: Gpt2,
+    pairs: Vec<Pair>,
+    expected: HashMap<String, Tensor>,
+}
+
+impl Case {
+    fn new(name: &'static str) -> Self {
+        let expected = candle_core::safetensors::load(fixture("circuits.safetensors"), &Device::Cpu).unwrap();
+        let get = |key: &str| expected[&format!("{name}.{key}")].to_dtype(DType::U32).unwrap();
+        let rows: Vec<Vec<u32>> = get("tokens").to_vec2().unwrap();
+        let answers: Vec<u32> = get("answers").to_vec1().unwrap();
+        let prompt = |row: usize| Tokens::from_ids(vec![rows[row].clone()]).unwrap();
+        let target = || Target::new(vec![answers[0]], vec![answers[1]]).unwrap();
+        let pairs = (0..2).map(|p| Pair::new(prompt(2 * p), prompt(2 * p + 1), target()).unwrap()).collect();
+        Self { name, model: parity_model(name), pairs, expected }
+    }
+
+    fn all() -> Vec<Self> {
+        MODELS.into_iter().map(Self::new).collect()
+    }
+
+    /// What the peer computed, by pair.
+    fn peer(&self, key: &str) -> Vec<Vec<f64>> {
+        let tensor = &self.expected[&format!("{}.{key}", self.name)];
+        (0..2).map(|pair| values(&tensor.get(pair).unwrap())).collect()
+    }
+
+    fn assert_close(&self, what: &str, found: &[f64], wanted: &[f64], tolerance: f64) {
+        assert_eq!(found.len(), wanted.len(), "{} {what}", self.name);
+        for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+            assert!((found - wanted).abs() <= tolerance, "{} {what} {i}: {found} instead of {wanted}", self.name);
+        }
+    }
+}
+
+fn quiet(_: usize, _: usize) -> interp::Result<()> {
+    Ok(())
+}
+
+#[test]
+fn edges_are_attributed_as_by_autograd() {
+    for case in Case::all() {
+        for (key, steps) in [
+            ("eap", Steps::Clean),
+            ("eap_ig_1", Steps::Integrated(1)),
+            ("eap_ig_5", Steps::Integrated(5)),
+        ] {
+            let found = attribute(&case.model, &case.pairs, Metric::LogitDiff, steps, &mut quiet).unwrap();
+            for (found, wanted) in found.iter().zip(case.peer(key)) {
+                case.assert_close(key, found, &wanted, 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn edges_that_are_tried_equal_a_naive_loop() {
+    for case in Case::all() {
+        let edges: Vec<usize> = (0..Graph::of(case.model.config()).edges()).collect();
+        for (pair, wanted) in case.pairs.iter().zip(case.peer("exact")) {
+            let found = exact(&case.model, pair, Metric::LogitDiff, &edges, None, &mut quiet).unwrap();
+            case.assert_close("exact", &found, &wanted, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn circuits_run_as_a_naive_loop_runs_them() {
+    for case in Case::all() {
+        let graph = Graph::of(case.model.config());
+        let masks: Vec<Vec<u8>> = case.expected[&format!("{}.masks", case.name)].to_vec2().unwrap();
+        let circuits: Vec<Circuit> = masks
+            .iter()
+            .map(|mask| {
+                let kept = mask.iter().enumerate().filter(|(_, kept)| **kept == 1).map(|(edge, _)| graph.edge(edge));
+                Circuit::of(graph, kept).unwrap()
+            })
+            .collect();
+        for (pair, wanted) in case.pairs.iter().zip(case.peer("masked")) {
+            let (other, _) = Outputs::run(&case.model, pair.corrupt()).unwrap();
+            // All circuits at once, and each by itself.
+            let rows = vec![pair.clean().row(0).to_vec(); circuits.len()];
+            let tokens = Tokens::from_ids(rows).unwrap();
+            let others = other.rows(&vec![0; circuits.len()]).unwrap();
+            let all: Vec<&Circuit> = circuits.iter().collect();
+            let logits = Rewired::run(&case.model, &tokens, &all, &others).unwrap().to_vec2::<f32>().unwrap();
+            let measured = |logits: &Vec<f32>| Metric::LogitDiff.of(logits, &[], pair.target());
+            case.assert_close("masked", &logits.iter().map(measured).collect::<Vec<_>>(), &wanted, 1e-4);
+            for (circuit, wanted) in circuits.iter().zip(&wanted) {
+                let logits = Rewired::run(&case.model, pair.clean(), &[circuit], &other).unwrap().to_vec2().unwrap();
+                case.assert_close("masked alone", &[measured(&logits[0])], &[*wanted], 1e-4);
+            }
+        }
+    }
+}
