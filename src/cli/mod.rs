@@ -8,6 +8,7 @@ mod behave;
 mod bench;
 mod capture;
 mod check;
+mod circuit;
 mod completions;
 mod convert;
 mod cost;
@@ -73,6 +74,8 @@ enum Command {
     Bench(speed::Args),
     /// Values at any sites, as tidy rows or wide columns.
     Capture(capture::Args),
+    /// Circuits: find the few edges that carry a behaviour, and test whether they do.
+    Circuit(circuit::Args),
     /// Shell completions.
     Completions(completions::Args),
     /// What this machine and this build have, with a self-test.
@@ -157,6 +160,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Behave(args) => behave::run(args, &global),
         Command::Bench(args) => speed::run(args, &global),
         Command::Capture(args) => capture::run(args, &global),
+        Command::Circuit(args) => circuit::run(args, &global),
         Command::Completions(args) => completions::run(args, &mut Cli::command()),
         Command::Doctor(args) => doctor::run(&args, &global),
         Command::Export(args) => export::run(args, &global),

@@ -180,7 +180,9 @@ pub fn counted(bar: &indicatif::ProgressBar) -> impl FnMut(usize, usize) -> Resu
 }
 
 /// run.json, which says that all is there, and what only some runs leave.
-const SOME: [&str; 7] = [
+const SOME: [&str; 9] = [
+    "curve.parquet",
+    "circuit.toml",
     "run.json",
     "figure.html",
     "lens.parquet",

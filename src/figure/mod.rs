@@ -17,6 +17,7 @@ mod steered;
 mod studied;
 mod verified;
 mod views;
+mod wired;
 
 pub use atlas::{composition, detection, detection_maps, head_maps, heads, strongest_kind};
 pub use attributed::{accumulated, attribution};
@@ -37,3 +38,4 @@ pub use verified::verified;
 pub use views::{
     attention, capture, export, generate, lens, neurons, perplexity, predict, residual, sites, tokens, training,
 };
+pub use wired::{calibration, circuit, faithfulness};

@@ -4,6 +4,7 @@
 
 mod circuit;
 mod file;
+mod judge;
 mod layout;
 mod node;
 mod outputs;
@@ -11,6 +12,7 @@ mod rewired;
 
 pub use circuit::Circuit;
 pub use file::{CircuitFile, Role, SHIPPED};
+pub use judge::{Instead, Judge};
 pub use layout::{Edge, Graph};
 pub use node::{Receiver, Source};
 pub use outputs::Outputs;

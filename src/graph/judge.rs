@@ -1,0 +1,209 @@
+//! How much of a behaviour circuits carry.
+
+use candle_core::IndexOp;
+
+use super::circuit::Circuit;
+use super::layout::Graph;
+use super::outputs::Outputs;
+use super::rewired::Rewired;
+use crate::error::{Error, Result};
+use crate::frame::to_f32;
+use crate::gpt2::Gpt2;
+use crate::memory;
+use crate::metric::Metric;
+use crate::pair::Pair;
+use crate::stats::{Interval, bootstrap_of};
+use crate::tokens::Tokens;
+
+/// Padded tokens that pass through the model at once.
+const BATCH_TOKENS: usize = 2048;
+/// Bytes of what nodes write that a batch may hold.
+const BATCH_BYTES: u64 = 512 << 20;
+
+/// What edges outside of a circuit carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Instead {
+    /// What their source writes in the pair's corrupted run.
+    #[default]
+    Corrupt,
+    /// The mean of that over all pairs of the same length, at each position.
+    Mean,
+    /// Nothing.
+    Zero,
+}
+
+impl Instead {
+    /// All of them.
+    pub const ALL: [Instead; 3] = [Instead::Corrupt, Instead::Mean, Instead::Zero];
+
+    /// `corrupt`, `mean` or `zero`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Instead::Corrupt => "corrupt",
+            Instead::Mean => "mean",
+            Instead::Zero => "zero",
+        }
+    }
+}
+
+/// Some pairs, with all that is needed to run circuits on them.
+pub struct Judge<'a> {
+    model: &'a Gpt2,
+    metric: Metric,
+    pairs: &'a [Pair],
+    groups: Vec<Group>,
+    full: Vec<f64>,
+    empty: Vec<f64>,
+}
+
+/// Pairs of one length.
+struct Group {
+    /// Which pairs.
+    pairs: Vec<usize>,
+    tokens: Tokens,
+    other: Outputs,
+    /// Logits of the clean run, by pair.
+    clean: Vec<Vec<f32>>,
+}
+
+impl<'a> Judge<'a> {
+    /// Runs every pair, clean and corrupted.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no pair, noise instead of a corrupted prompt, or a metric that is the same with all edges and with
+    /// none; [`Error::TryAgain`] where what nodes write takes more than `room` bytes, and faults of the prompts.
+    pub fn new(
+        model: &'a Gpt2,
+        pairs: &'a [Pair],
+        metric: Metric,
+        instead: Instead,
+        room: Option<u64>,
+    ) -> Result<Self> {
+        if pairs.is_empty() || pairs.iter().any(|pair| pair.noise().is_some()) {
+            return Err(Error::request("circuits are judged by pairs of a clean and a corrupted prompt"));
+        }
+        let config = model.config();
+        let graph = Graph::of(config);
+        let bytes: u64 = pairs.iter().map(|pair| Outputs::bytes(graph, pair.len(), config)).sum();
+        memory::check_left("what every node writes for every pair", 2 * bytes, room)?;
+        let mut lengths: Vec<usize> = pairs.iter().map(Pair::len).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        let mut groups = Vec::new();
+        for length in lengths {
+            let members: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].len() == length).collect();
+            let rows = |of: fn(&Pair) -> &Tokens| members.iter().map(|&i| of(&pairs[i]).row(0).to_vec()).collect();
+            let tokens = Tokens::from_ids(rows(Pair::clean))?;
+            let (other, _) = Outputs::run(model, &Tokens::from_ids(rows(Pair::corrupt))?)?;
+            let other = match instead {
+                Instead::Corrupt => other,
+                Instead::Mean => other.mean()?,
+                Instead::Zero => other.zero()?,
+            };
+            let logits = Rewired::run(model, &tokens, &[&Circuit::full(graph)], &other)?;
+            let clean = (0..members.len()).map(|row| to_f32(&logits.i(row)?)).collect::<Result<_>>()?;
+            groups.push(Group { pairs: members, tokens, other, clean });
+        }
+        let mut judge = Self { model, metric, pairs, groups, full: Vec::new(), empty: Vec::new() };
+        judge.full = judge.values(&Circuit::full(graph))?;
+        judge.empty = judge.values(&Circuit::empty(graph))?;
+        if judge.span(&(0..pairs.len()).collect::<Vec<_>>()) == 0.0 {
+            return Err(Error::request(format!(
+                "{} is {:.4} with all edges and with none: there is nothing that a circuit could carry",
+                metric.name(),
+                mean(&judge.full)
+            )));
+        }
+        Ok(judge)
+    }
+
+    /// The metric of each pair with one circuit at work.
+    ///
+    /// # Errors
+    /// As [`Rewired::run`].
+    pub fn values(&self, circuit: &Circuit) -> Result<Vec<f64>> {
+        Ok(self.values_of(&[circuit])?.remove(0))
+    }
+
+    /// The metric of each pair, for each circuit.
+    ///
+    /// # Errors
+    /// As [`Rewired::run`].
+    pub fn values_of(&self, circuits: &[&Circuit]) -> Result<Vec<Vec<f64>>> {
+        let config = self.model.config();
+        let graph = Graph::of(config);
+        let mut found = vec![vec![0.0; self.pairs.len()]; circuits.len()];
+        for group in &self.groups {
+            let length = group.tokens.longest();
+            let each = 3 * Outputs::bytes(graph, length, config);
+            let most = ((BATCH_BYTES / each) as usize).clamp(1, (BATCH_TOKENS / length).max(1));
+            // Every circuit on every pair of the group, in batches.
+            let all: Vec<(usize, usize)> =
+                (0..circuits.len()).flat_map(|c| (0..group.pairs.len()).map(move |row| (c, row))).collect();
+            for batch in all.chunks(most) {
+                let one = batch.iter().all(|(c, _)| *c == batch[0].0);
+                let own: Vec<&Circuit> = match one {
+                    true => vec![circuits[batch[0].0]],
+                    false => batch.iter().map(|(c, _)| circuits[*c]).collect(),
+                };
+                let tokens = Tokens::from_ids(batch.iter().map(|(_, row)| group.tokens.row(*row).to_vec()).collect())?;
+                let rows: Vec<u32> = batch.iter().map(|(_, row)| *row as u32).collect();
+                let logits = Rewired::run(self.model, &tokens, &own, &group.other.rows(&rows)?)?;
+                for (i, (c, row)) in batch.iter().enumerate() {
+                    let pair = group.pairs[*row];
+                    let logits = to_f32(&logits.i(i)?)?;
+                    found[*c][pair] = self.metric.of(&logits, &group.clean[*row], self.pairs[pair].target());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The share of the behaviour that a circuit carries: (its metric − that of no edge) / (that of all edges − that of no
+    /// edge), of the means over all pairs, with a bootstrap interval over pairs; a single pair has none.
+    pub fn faithfulness(&self, values: &[f64], seed: u64) -> Interval {
+        let share = |pairs: &[usize]| {
+            let sum: f64 = pairs.iter().map(|&i| values[i] - self.empty[i]).sum();
+            sum / self.span(pairs)
+        };
+        let all: Vec<usize> = (0..self.pairs.len()).collect();
+        match all.as_slice() {
+            [_] => Interval { mean: share(&all), low: f64::NAN, high: f64::NAN },
+            _ => bootstrap_of(&all, seed, share),
+        }
+    }
+
+    fn span(&self, pairs: &[usize]) -> f64 {
+        pairs.iter().map(|&i| self.full[i] - self.empty[i]).sum()
+    }
+
+    /// How much worse some values are than others, in the mean: a lower metric, or a higher divergence.
+    pub fn harm(&self, before: &[f64], after: &[f64]) -> f64 {
+        let fall = mean(before) - mean(after);
+        if self.metric == Metric::Kl { -fall } else { fall }
+    }
+
+    /// The metric of each pair with all edges.
+    pub fn full(&self) -> &[f64] {
+        &self.full
+    }
+
+    /// The metric of each pair with no edge.
+    pub fn empty(&self) -> &[f64] {
+        &self.empty
+    }
+
+    /// What is measured.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// The graph of the model.
+    pub fn graph(&self) -> Graph {
+        Graph::of(self.model.config())
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
