@@ -278,8 +278,7 @@ impl Gpt2 {
     /// # Errors
     /// A last axis that is not d_model.
     pub fn unembed(&self, resid: &Tensor) -> Result<Tensor> {
-        let x = ops::layer_norm(resid, &self.ln_f.weight, &self.ln_f.bias, self.ln_f.eps)?;
-        Ok(ops::linear_t(&x, &self.lm_head, None)?)
+        Ok(ops::linear_t(&self.ln_f.of(resid, None)?, &self.lm_head, None)?)
     }
 
     /// The unembedding of a residual stream that is divided by a given standard deviation instead of its own.
@@ -287,32 +286,37 @@ impl Gpt2 {
     /// # Errors
     /// Shapes other than `[.., dim]` and `[.., 1]`.
     pub fn unembed_with_scale(&self, resid: &Tensor, scale: &Tensor) -> Result<Tensor> {
-        let x = ops::affine(&ops::normalize(resid, scale)?, &self.ln_f.weight, &self.ln_f.bias)?;
-        Ok(ops::linear_t(&x, &self.lm_head, None)?)
+        Ok(ops::linear_t(&self.ln_f.of(resid, Some(scale))?, &self.lm_head, None)?)
     }
 
     /// What one head's queries, keys or values are for any residual stream before the block's first LayerNorm:
-    /// `[.., dim]` → `[.., head_dim]`.
+    /// `[.., dim]` → `[.., head_dim]`. With a `scale`, `[.., 1]`, LayerNorm divides by that instead of its own.
     ///
     /// # Errors
     /// [`Error::Request`] for a layer or a head that the model does not have.
-    pub fn read_head(&self, layer: usize, head: usize, reads: Reads, x: &Tensor) -> Result<Tensor> {
+    pub fn read_head(
+        &self,
+        layer: usize,
+        head: usize,
+        reads: Reads,
+        x: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let block = self.block(layer)?;
         if head >= self.config.n_head {
             return Err(Error::request(format!("this model has heads 0..={}, not {head}", self.config.n_head - 1)));
         }
-        let x = ops::layer_norm(x, &block.ln_1.weight, &block.ln_1.bias, block.ln_1.eps)?;
-        block.attn.read(head, reads, &x)
+        block.attn.read(head, reads, &block.ln_1.of(x, scale)?)
     }
 
-    /// What a block's MLP writes for any residual stream before its LayerNorm: `[.., dim]` → `[.., dim]`.
+    /// What a block's MLP writes for any residual stream before its LayerNorm: `[.., dim]` → `[.., dim]`; `scale` as for
+    /// [`Gpt2::read_head`].
     ///
     /// # Errors
     /// [`Error::Request`] for a layer that the model does not have.
-    pub fn mlp(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+    pub fn mlp(&self, layer: usize, x: &Tensor, scale: Option<&Tensor>) -> Result<Tensor> {
         let block = self.block(layer)?;
-        let x = ops::layer_norm(x, &block.ln_2.weight, &block.ln_2.bias, block.ln_2.eps)?;
-        block.mlp.forward(&x, layer, &mut ())
+        block.mlp.forward(&block.ln_2.of(x, scale)?, layer, &mut ())
     }
 
     fn block(&self, layer: usize) -> Result<&Block> {
@@ -442,7 +446,7 @@ impl Block {
             let seen = hooks.at(site, stream.clone())?;
             if seen.id() != stream.id() {
                 let all = |x: &Tensor| -> Result<Tensor> {
-                    let x = ops::layer_norm(x, &self.ln_1.weight, &self.ln_1.bias, self.ln_1.eps)?;
+                    let x = self.ln_1.of(x, None)?;
                     let heads = (0..self.attn.n_head).map(|head| self.attn.read(head, reads, &x.i((.., .., head))?));
                     Ok(Tensor::stack(&heads.collect::<Result<Vec<_>>>()?, 2)?)
                 };
@@ -546,9 +550,17 @@ impl LayerNorm {
         })
     }
 
+    /// Without hooks, divided by a given standard deviation or by its own.
+    fn of(&self, x: &Tensor, scale: Option<&Tensor>) -> Result<Tensor> {
+        Ok(match scale {
+            None => ops::layer_norm(x, &self.weight, &self.bias, self.eps)?,
+            Some(scale) => ops::affine(&ops::normalize(x, scale)?, &self.weight, &self.bias)?,
+        })
+    }
+
     fn forward<H: Hooks>(&self, x: &Tensor, scale: Site, normalized: Site, hooks: &mut H) -> Result<Tensor> {
         if !hooks.wants(scale) && !hooks.wants(normalized) {
-            return Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?); // the same bits in one pass
+            return self.of(x, None); // the same bits in one pass
         }
         let s = hooks.at(scale, ops::norm_scale(x, self.eps)?)?; // [B, P, 1]
         let n = hooks.at(normalized, ops::normalize(x, &s)?)?; // [B, P, dim]

@@ -98,6 +98,7 @@ pub mod page;
 pub mod pair;
 pub mod pairset;
 pub mod patch;
+pub mod paths;
 pub mod perplexity;
 pub mod plan;
 pub mod predict;

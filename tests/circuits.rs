@@ -12,6 +12,7 @@ use interp::edges::{Steps, attribute, exact};
 use interp::graph::{Circuit, Graph, Outputs, Rewired};
 use interp::metric::Metric;
 use interp::pair::Pair;
+use interp::paths::{End, Freeze, paths};
 use interp::target::Target;
 use interp::{Gpt2, Tokens};
 
@@ -81,7 +82,10 @@ fn edges_that_are_tried_equal_a_naive_loop() {
         let edges: Vec<usize> = (0..Graph::of(case.model.config()).edges()).collect();
         for (pair, wanted) in case.pairs.iter().zip(case.peer("exact")) {
             let found = exact(&case.model, pair, Metric::LogitDiff, &edges, None, &mut quiet).unwrap();
-            case.assert_close("exact", &found, &wanted, 1e-6);
+            // 1e-6 of the largest logit, since the metric is a difference of two.
+            let logits = values(&case.model.forward(pair.clean()).unwrap());
+            let largest = logits.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
+            case.assert_close("exact", &found, &wanted, 1e-6 * largest);
         }
     }
 }
@@ -111,6 +115,31 @@ fn circuits_run_as_a_naive_loop_runs_them() {
             for (circuit, wanted) in circuits.iter().zip(&wanted) {
                 let logits = Rewired::run(&case.model, pair.clean(), &[circuit], &other).unwrap().to_vec2().unwrap();
                 case.assert_close("masked alone", &[measured(&logits[0])], &[*wanted], 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_are_those_of_a_naive_loop() {
+    for case in Case::all() {
+        let (layer, head) = (case.model.config().n_layer - 1, case.model.config().n_head - 1);
+        let named = |names: &[String]| names.iter().map(|name| name.parse::<End>().unwrap()).collect::<Vec<_>>();
+        let sets = [
+            ("A", named(&[format!("{layer}.0.q")])),
+            ("B", named(&[format!("{layer}.{head}.k"), format!("a{layer}.h{head}<v>")])),
+            ("C", named(&["logits".to_string()])),
+        ];
+        for (set, receivers) in &sets {
+            for (mlps, layer_norm) in [(false, false), (false, true), (true, false), (true, true)] {
+                let word = |frozen| if frozen { "freeze" } else { "recompute" };
+                let key = format!("path_{set}_{}_{}", word(mlps), word(layer_norm));
+                for (pair, wanted) in case.pairs.iter().zip(case.peer(&key)) {
+                    let freeze = Freeze { mlps, layer_norm };
+                    let found = paths(&case.model, pair, receivers, freeze, false, None).unwrap();
+                    let values: Vec<f64> = found.senders.iter().map(|(_, values)| values[0]).collect();
+                    case.assert_close(&key, &values, &wanted, 1e-5);
+                }
             }
         }
     }

@@ -68,6 +68,7 @@ const FLOORS: [&[&str]; 5] = [
         "lens",
         "neurons",
         "patch",
+        "paths",
         "perplexity",
         "predict",
         "probe",

@@ -22,6 +22,7 @@ mod models;
 mod neurons;
 mod pairs;
 mod patch;
+mod paths;
 mod perplexity;
 mod predict;
 mod probe;
@@ -98,6 +99,8 @@ enum Command {
     Pairs(pairs::Args),
     /// Activation patching: which activations carry the answer.
     Patch(patch::Args),
+    /// Path patching: what heads and MLPs do for the answer through chosen receivers alone.
+    Paths(paths::Args),
     /// How well models predict texts: loss, perplexity, bits per byte.
     Perplexity(perplexity::Args),
     /// The likeliest next tokens at every position.
@@ -172,6 +175,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Neurons(args) => neurons::run(args, &global),
         Command::Pairs(args) => pairs::run(args, &global),
         Command::Patch(args) => patch::run(args, &global),
+        Command::Paths(args) => paths::run(&args, &global),
         Command::Perplexity(args) => perplexity::run(args, &global),
         Command::Predict(args) => predict::run(args, &global),
         Command::Probe(args) => probe::run(args, &global),

@@ -165,7 +165,7 @@ fn weighed(trace: &Trace, clean: &Trace, pairs: &[Pair], metric: Metric, m: usiz
 /// projection and a LayerNorm of its own.
 fn through(model: &Gpt2, stream: &Tensor, above: &Tensor, layer: usize, head: usize, reads: Reads) -> Result<Tensor> {
     let own = Var::from_tensor(&stream.detach())?;
-    let read = model.read_head(layer, head, reads, &own)?;
+    let read = model.read_head(layer, head, reads, &own, None)?;
     let grads = (read * above.i((.., .., head))?.contiguous()?)?.sum_all()?.backward()?;
     grads.get(&own).cloned().ok_or_else(|| Error::Bug("a head that reads nothing".into()))
 }

@@ -131,11 +131,11 @@ impl<'a> Clean<'a> {
         let (site, head, made) = match receiver {
             Receiver::Head { layer, head, reads } => {
                 let streams = self.streams(Site::ResidPre(layer), group)?;
-                (reads.site(layer), Some(head), self.model.read_head(layer, head, reads, &streams)?)
+                (reads.site(layer), Some(head), self.model.read_head(layer, head, reads, &streams, None)?)
             }
             Receiver::Mlp(layer) => {
                 let streams = self.streams(Site::ResidMid(layer), group)?;
-                (Site::MlpOut(layer), None, self.model.mlp(layer, &streams)?)
+                (Site::MlpOut(layer), None, self.model.mlp(layer, &streams, None)?)
             }
             Receiver::Logits => return Err(Error::Bug("nothing comes after the logits".into())),
         };

@@ -38,4 +38,4 @@ pub use verified::verified;
 pub use views::{
     attention, capture, export, generate, lens, neurons, perplexity, predict, residual, sites, tokens, training,
 };
-pub use wired::{calibration, circuit, faithfulness};
+pub use wired::{calibration, circuit, faithfulness, paths};

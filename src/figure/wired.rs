@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use polars::prelude::DataFrame;
+
 use super::canvas::{Anchor, Figure, text_width};
 use super::charts::{Line, Lines};
+use super::heatmap::{HeatMaps, Panel};
 use super::palette::{GREY, INK, LINES, PALE, PAPER, Rgb, Scale};
 use super::scatter::Scatter;
+use crate::error::Result;
 use crate::faithful::Curve;
 use crate::graph::{Circuit, Receiver, Source};
 
@@ -174,4 +178,37 @@ pub fn calibration(points: &[(f64, f64, bool)], note: &str) -> Figure {
         legend: vec![("out of a head".into(), color(true)), ("out of the input or an MLP".into(), color(false))],
     }
     .draw()
+}
+
+/// Paths ([`crate::paths::frame`]): the effect of every sender under one metric, of the only pair or of all together; a map
+/// of heads by layer, MLPs in a column of their own.
+///
+/// # Errors
+/// A frame without those columns or that metric.
+pub fn paths(frame: &DataFrame, metric: &str) -> Result<Figure> {
+    let pair: Vec<Option<u32>> = frame.column("pair")?.u32()?.iter().collect();
+    let wanted = if pair.contains(&None) { None } else { Some(0) };
+    let (layer, head) = (frame.column("layer")?.u32()?, frame.column("head")?.u32()?);
+    let (metrics, effect) = (frame.column("metric")?.str()?, frame.column("effect")?.f64()?);
+    let layers = layer.iter().flatten().max().unwrap_or(0) as usize + 1;
+    let heads = head.iter().flatten().max().unwrap_or(0) as usize + 1;
+    let mut rows = vec![vec![f64::NAN; heads + 1]; layers];
+    for i in (0..frame.height()).filter(|&i| pair[i] == wanted && metrics.get(i) == Some(metric)) {
+        let column = head.get(i).map_or(heads, |head| head as usize);
+        rows[layer.get(i).unwrap_or(0) as usize][column] = effect.get(i).unwrap_or(f64::NAN);
+    }
+    let receivers = frame.column("receivers")?.str()?.get(0).unwrap_or_default().to_string();
+    Ok(HeatMaps {
+        title: format!("Paths to {receivers}"),
+        note: "0: nothing changed; 1: as in the run that the senders' values came from".into(),
+        x_name: "head".into(),
+        y_name: "layer".into(),
+        x: (0..heads).map(|head| head.to_string()).chain(["MLP".to_string()]).collect(),
+        y: (0..layers).map(|layer| layer.to_string()).collect(),
+        scale: Scale::around_zero(rows.iter().flatten().copied()),
+        panels: vec![Panel { rows, ..Panel::default() }],
+        columns: 1,
+        value_name: format!("effect on {metric}"),
+    }
+    .draw())
 }

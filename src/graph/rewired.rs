@@ -101,7 +101,7 @@ impl<'a> Rewired<'a> {
                 None => value.i((.., .., head))?,
                 Some(change) => {
                     changed = true;
-                    self.model.read_head(layer, head, reads, &(stream + change)?)?
+                    self.model.read_head(layer, head, reads, &(stream + change)?, None)?
                 }
             })
         });
