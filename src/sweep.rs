@@ -67,6 +67,28 @@ impl Cell {
         let site = self.site;
         (self.window.0..=self.window.1).map(move |layer| site.in_layer(layer))
     }
+
+    /// Its places in the whole value of one of its sites for a prompt of `length` tokens, as (first, count).
+    pub fn places(&self, site: Site, config: &Config, length: usize) -> Vec<(usize, usize)> {
+        if site.is_attention_map() {
+            let head = self.head.unwrap_or(0);
+            return match (self.pos, self.key) {
+                (Some(query), Some(key)) => vec![((head * length + query) * length + key, 1)],
+                (Some(query), None) => vec![((head * length + query) * length, length)],
+                _ => vec![(head * length * length, length * length)],
+            };
+        }
+        let width: usize = site.shape(&config.extents(1, 1, 0)).iter().product();
+        let (first, n) = match (self.head, self.neuron) {
+            (Some(head), _) => (head * config.head_dim, config.head_dim),
+            (_, Some(neuron)) => (neuron, 1),
+            _ => (0, width),
+        };
+        match self.pos {
+            Some(pos) => vec![(pos * width + first, n)],
+            None => (0..length).map(|pos| (pos * width + first, n)).collect(),
+        }
+    }
 }
 
 /// `z 5.1@14`, `pattern 5.1@14←3`, `mlp_out 4-6@3`.

@@ -193,7 +193,7 @@ impl<'a> Trunk<'a> {
         let mut found: Option<(usize, usize)> = None;
         for (cell, site) in cells.iter().flat_map(|cell| cell.sites().map(move |site| (cell, site))) {
             let (ours, theirs) = (self.at(&self.values, index, site)?, self.at(source, index, site)?);
-            let places = self.places(cell, site).into_iter().flat_map(|(first, n)| first..first + n);
+            let places = cell.places(site, self.model.config(), self.len()).into_iter().flat_map(|(first, n)| first..first + n);
             let different = places.filter(|&at| ours[at].to_bits() != theirs[at].to_bits());
             let start = different.map(|at| self.position(site, at)).filter(|&pos| self.is_read(site, pos)).min();
             if let Some(start) = start {
@@ -225,30 +225,6 @@ impl<'a> Trunk<'a> {
     /// The position that an element belongs to: the query in an attention map.
     fn position(&self, site: Site, at: usize) -> usize {
         if site.is_attention_map() { at / self.len() % self.len() } else { at / self.per_pos(site) }
-    }
-
-    /// The places of a cell in the whole value of a site, as (first, count).
-    fn places(&self, cell: &Cell, site: Site) -> Vec<(usize, usize)> {
-        let t = self.len();
-        if site.is_attention_map() {
-            let head = cell.head.unwrap_or(0);
-            return match (cell.pos, cell.key) {
-                (Some(query), Some(key)) => vec![((head * t + query) * t + key, 1)],
-                (Some(query), None) => vec![((head * t + query) * t, t)],
-                _ => vec![(head * t * t, t * t)],
-            };
-        }
-        let width = self.per_pos(site);
-        let dim = self.model.config().head_dim;
-        let (first, n) = match (cell.head, cell.neuron) {
-            (Some(head), _) => (head * dim, dim),
-            (_, Some(neuron)) => (neuron, 1),
-            _ => (0, width),
-        };
-        match cell.pos {
-            Some(pos) => vec![(pos * width + first, n)],
-            None => (0..t).map(|pos| (pos * width + first, n)).collect(),
-        }
     }
 
     fn run_rows(
@@ -464,7 +440,7 @@ impl Hooks for Writer<'_> {
         let mut data = to_f32(&value)?;
         for &(row, experiment, start, cell) in cells {
             let from = self.trunk.at(self.source, experiment, site)?;
-            for (first, n) in self.trunk.places(cell, site) {
+            for (first, n) in cell.places(site, self.trunk.model.config(), self.trunk.len()) {
                 self.write(site, &from[first..first + n], &mut data, (row, start), first);
             }
         }

@@ -12,7 +12,9 @@ use interp::edges::{Steps, attribute, exact};
 use interp::graph::{Circuit, Graph, Outputs, Rewired};
 use interp::metric::Metric;
 use interp::pair::Pair;
+use interp::patch::{Options, attribute as attribute_cells};
 use interp::paths::{End, Freeze, paths};
+use interp::sweep::Sweep;
 use interp::target::Target;
 use interp::{Gpt2, Tokens};
 
@@ -140,6 +142,31 @@ fn paths_are_those_of_a_naive_loop() {
                     let values: Vec<f64> = found.senders.iter().map(|(_, values)| values[0]).collect();
                     case.assert_close(&key, &values, &wanted, 1e-5);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn cells_are_attributed_as_by_transformer_lenss_formula() {
+    for case in Case::all() {
+        for (key, sweep) in [
+            ("atp_resid_pre", "resid_pre"),
+            ("atp_resid_mid", "resid_mid"),
+            ("atp_attn_out", "attn_out"),
+            ("atp_mlp_out", "mlp_out"),
+            ("atp_z", "attn_head_out_by_pos"),
+            ("atp_q", "attn_head_q_by_pos"),
+            ("atp_k", "attn_head_k_by_pos"),
+            ("atp_v", "attn_head_v_by_pos"),
+            ("atp_pattern", "attn_head_pattern_by_pos"),
+        ] {
+            for (pair, wanted) in case.pairs.iter().zip(case.peer(key)) {
+                let sweeps = Sweep::named(sweep).unwrap();
+                let found =
+                    attribute_cells(&case.model, pair, &sweeps, &[Metric::LogitDiff], Options::default()).unwrap();
+                let changes: Vec<f64> = found.cells.iter().map(|(_, _, values)| values[0] - found.base[0]).collect();
+                case.assert_close(key, &changes, &wanted, 1e-4);
             }
         }
     }

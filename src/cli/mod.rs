@@ -6,6 +6,7 @@ mod attention;
 mod attribute;
 mod behave;
 mod bench;
+mod calibrate;
 mod capture;
 mod check;
 mod circuit;

@@ -1,6 +1,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use interp::frame::save_parquet;
 use interp::metric::Metric;
 use interp::pair::{Noise, Pair, Question};
 use interp::pairset::Drawn;
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
+use super::calibrate::Calibration;
 use super::cost::{self, Estimate};
 use super::pairs::{PairArgs, Pairs};
 use super::report::{How, Outcome, Report, bar, counted};
@@ -44,6 +46,12 @@ pub struct Args {
     /// denoise puts clean activations into the corrupted run, noise corrupted ones into the clean run.
     #[arg(long, value_enum, default_value = "denoise")]
     direction: Way,
+    /// Estimate all cells at once from gradients instead of patching them (attribution patching).
+    #[arg(long, conflicts_with = "dry_run")]
+    attribution: bool,
+    /// Patch the strongest K cells in truth as well, and all of resid_pre and mlp_out, where estimates are known to fail.
+    #[arg(long, value_name = "K", requires = "attribution", value_parser = clap::value_parser!(u32).range(1..))]
+    calibrate: Option<u32>,
     /// Only say how long it would take and how much memory, from one pair that is patched and forgotten.
     #[arg(long)]
     dry_run: bool,
@@ -78,11 +86,24 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if args.dry_run {
         return estimate(&bench, pairs, &sweeps, options, global);
     }
-    let name = format!("{} {} {}", args.sweep.join(" "), direction.name(), asked.name);
+    let how = if args.attribution { "attribution " } else { "" };
+    let name = format!("{how}{} {} {}", args.sweep.join(" "), direction.name(), asked.name);
     let report = Report::begin("patch", global, &name)?;
     let start = Instant::now();
-    let patched = run_all(&bench, pairs, &sweeps, options, global)?;
+    let patched = match args.attribution {
+        true => pairs
+            .iter()
+            .map(|pair| patch::attribute(&bench.model, pair, &sweeps, &metrics, options))
+            .collect::<Result<_>>()?,
+        false => run_all(&bench, pairs, &sweeps, options, global)?,
+    };
     let seconds = start.elapsed().as_secs_f64();
+    let calibration = args.calibrate.map(|k| {
+        let bar = bar(global.quiet, 0, "{pos}/{len} pairs patched in truth [{wide_bar}] {per_sec}, {eta} left");
+        let options = (k as usize, options);
+        Calibration::of(&bench.model, pairs, &sweeps, metrics[0], options, &mut counted(&bar))
+    });
+    let calibration = calibration.transpose()?;
     let frame = patch::frame(pairs, &patched, &metrics, global.seed)?;
     let tokens = found.tokens()?;
     let names: Vec<&str> = sweeps.iter().map(|sweep| sweep.name).collect();
@@ -91,6 +112,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     extra["window"] = json!(args.window);
     extra["direction"] = json!(direction.name());
     extra["metrics"] = json!(metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>());
+    extra["attribution"] = json!(args.attribution);
+    if let Some(calibration) = &calibration {
+        extra["calibration"] = calibration.record();
+        save_parquet(&mut calibration.frame()?, &report.dir().join("calibration.parquet"))?;
+    }
     extra["controls"] = patched
         .iter()
         .map(|p| json!({ "identity": p.identity, "restored": p.restored, "equal_cells": p.equal }))
@@ -103,8 +129,12 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let clean = bench.linked(pairs[0].clean())?.map(|block| block.titled("Attention in the first clean prompt"));
     let outcome = Outcome {
         page: std::iter::once(page::patch(&frame, &names, metrics[0].name())?).chain(clean).collect(),
-        figure: figure::patch(&frame, &names, metrics[0].name())?,
-        summary: summary(&sweeps, metrics[0], &patched, direction, seconds),
+        figure: match &calibration {
+            None => figure::patch(&frame, &names, metrics[0].name())?,
+            Some(calibration) => figure::patch(&frame, &names, metrics[0].name())?.beside(calibration.figure()),
+        },
+        summary: summary(&sweeps, metrics[0], &patched, direction, seconds)
+            + &calibration.map_or(String::new(), |calibration| format!("\n{}", calibration.words())),
         frame,
         how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
     };
@@ -229,12 +259,21 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
         lines.push(format!("  {:<30} {}", sweep.name, shown.join("   ")));
         lines.push(format!("  {:<30} 95 % of all cells lie within {low:.3} … {high:.3}", ""));
     }
+    if are_estimates(patched) {
+        lines.push("estimated from gradients: no cell was patched, and there are no controls; --calibrate K patches some".into());
+        return lines.join("\n");
+    }
     let identity = patched.iter().map(|p| p.identity).fold(0.0, f64::max);
     let restored = patched.iter().map(|p| (p.restored - 1.0).abs()).fold(0.0, f64::max);
     lines.push(format!(
         "controls: a cell replaced by itself changes at most {identity:.1e}; the first stream replaced whole restores 1 within {restored:.1e}"
     ));
     lines.join("\n")
+}
+
+/// Whether cells were estimated, so that there are no controls.
+fn are_estimates(patched: &[Patched]) -> bool {
+    patched.iter().all(|one| one.identity.is_nan())
 }
 
 /// The cell without the kind of its site.

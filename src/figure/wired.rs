@@ -16,7 +16,7 @@ use crate::graph::{Circuit, Receiver, Source};
 /// Between two heads of a layer.
 const COLUMN: i32 = 62;
 /// Between two layers.
-const ROW: i32 = 78;
+const ROW: i32 = 92;
 /// Half a node.
 const NODE: (i32, i32) = (22, 11);
 /// Points of a curve.
@@ -58,7 +58,7 @@ pub fn circuit(circuit: &Circuit, scores: Option<&[f64]>, title: &str) -> Figure
         figure.text((24, y), &format!("layer {layer}"), 10, GREY, Anchor::Start);
         let first = middle - (heads(nodes) - 1) * COLUMN / 2;
         for (i, node) in nodes.iter().enumerate() {
-            let at = if matches!(node, Source::Mlp(_)) { (mlps, y - 18) } else { (first + i as i32 * COLUMN, y) };
+            let at = if matches!(node, Source::Mlp(_)) { (mlps, y - 34) } else { (first + i as i32 * COLUMN, y) };
             places.insert(*node, at);
         }
     }
@@ -161,21 +161,21 @@ pub fn faithfulness(curves: &[(String, &Curve)], title: &str) -> Figure {
     .draw()
 }
 
-/// What edges do, against what was estimated; those out of heads and those out of the input and MLPs in two colours.
-pub fn calibration(points: &[(f64, f64, bool)], note: &str) -> Figure {
-    let color = |head: bool| if head { LINES[0] } else { LINES[1] };
+/// What happens in truth, against what was estimated: the two kinds that the third entry tells apart in two colours.
+pub fn calibration(points: &[(f64, f64, bool)], note: &str, kinds: (&str, &str)) -> Figure {
+    let color = |kind: bool| if kind { LINES[0] } else { LINES[1] };
     let line = points.iter().flat_map(|(a, b, _)| [*a, *b]);
     let (low, high) = Scale::over(line).ends();
     let mut all: Vec<(f64, f64, Rgb)> =
         (0..=60).map(|i| low + (high - low) * f64::from(i) / 60.0).map(|x| (x, x, PALE)).collect();
-    all.extend(points.iter().map(|(estimated, exact, head)| (*estimated, *exact, color(*head))));
+    all.extend(points.iter().map(|(estimated, exact, kind)| (*estimated, *exact, color(*kind))));
     Scatter {
-        title: "Estimated and tried".into(),
+        title: "Estimates and the truth".into(),
         note: note.to_string(),
-        x_name: "score".into(),
-        y_name: "effect of the edge when tried".into(),
+        x_name: "estimated".into(),
+        y_name: "in truth".into(),
         points: all,
-        legend: vec![("out of a head".into(), color(true)), ("out of the input or an MLP".into(), color(false))],
+        legend: vec![(kinds.0.into(), color(true)), (kinds.1.into(), color(false))],
     }
     .draw()
 }

@@ -390,7 +390,7 @@ fn draw(
     if let Some(calibrated) = calibrated {
         let points: Vec<(f64, f64, bool)> = calibrated.points.iter().map(|p| (p.1, p.2, p.3)).collect();
         let note = calibrated.correlation(|_| true).map_or(String::new(), |r| format!("r = {r:.3}"));
-        let scatter = figure::calibration(&points, &note);
+        let scatter = figure::calibration(&points, &note, ("out of heads", "out of input, MLPs"));
         let (curve, below) = (side.size(), scatter.size());
         let mut both = Figure::new(curve.0.max(below.0), curve.1 + below.1 + 20);
         both.place((0, 0), side);

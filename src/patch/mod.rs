@@ -2,6 +2,8 @@
 //!
 //! Every cell of a sweep is an experiment of its own, and a branch of one [`Trunk`].
 
+mod attributed;
+
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
@@ -18,6 +20,8 @@ use crate::site::Site;
 use crate::stats;
 use crate::sweep::{self, Cell, Sweep};
 use crate::trunk::{End, Trunk, Wanted};
+
+pub use attributed::attribute;
 
 /// Into which run activations are put.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,14 +93,27 @@ pub fn patch(
     options: Options,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Patched> {
-    let Options { direction, layers, memory } = options;
-    let config = model.config();
-    let inside = |cell: &Cell| layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
-    let cells: Vec<(Sweep, Cell)> = sweeps
+    let inside = |cell: &Cell| options.layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
+    let cells = sweeps
         .iter()
-        .flat_map(|sweep| sweep.cells(config, pair.len()).into_iter().map(|cell| (*sweep, cell)))
+        .flat_map(|sweep| sweep.cells(model.config(), pair.len()).into_iter().map(|cell| (*sweep, cell)))
         .filter(|(_, cell)| inside(cell))
         .collect();
+    patch_cells(model, pair, cells, options, progress)
+}
+
+/// As [`patch`], for some cells; the layers of `options` do not matter.
+///
+/// # Errors
+/// As [`patch`].
+pub fn patch_cells(
+    model: &Gpt2,
+    pair: &Pair,
+    cells: Vec<(Sweep, Cell)>,
+    options: Options,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Patched> {
+    let Options { direction, layers: _, memory } = options;
     let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
     let wanted = Wanted { loss_from: None, memory: memory.map(|bytes| bytes / 2) };
     let grow = |tokens, plan| Trunk::grow(model, plan, tokens, sites.iter().copied(), wanted);

@@ -1,0 +1,88 @@
+//! Attribution patching (Nanda 2023; Syed et al. 2023): every cell of a sweep at once, to first order.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::{Direction, Options, Patched, corruption};
+use crate::error::{Error, Result};
+use crate::frame::to_f32;
+use crate::gpt2::{Gpt2, LogitsAt};
+use crate::metric::{Measures, Metric};
+use crate::pair::Pair;
+use crate::plan::{Plan, Trace};
+use crate::site::Site;
+use crate::sweep::{self, Cell, Sweep};
+
+/// What [`super::patch`] would find, estimated from gradients in the run that would be patched: a cell changes the metric by
+/// Σ (the other run's activation − this run's) · ∂metric / ∂activation.
+///
+/// Metrics other than `metrics` are not estimated and not numbers. No cell is run, so that there are no controls. It is known to
+/// fail where the model is far from linear: at `resid_pre` and `mlp_out`, and where attention is saturated.
+///
+/// # Errors
+/// [`Error::Request`] for a metric without a gradient; faults of the prompts.
+pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric], options: Options) -> Result<Patched> {
+    let Options { direction, layers, memory: _ } = options;
+    let config = model.config();
+    let inside = |cell: &Cell| layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
+    let cells: Vec<(Sweep, Cell)> = sweeps
+        .iter()
+        .flat_map(|sweep| sweep.cells(config, pair.len()).into_iter().map(|cell| (*sweep, cell)))
+        .filter(|(_, cell)| inside(cell))
+        .collect();
+    let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
+    let plan = |plan: Plan| plan.reads(sites.iter().copied()).logits(LogitsAt::Last);
+    let graded = |start: Plan| sites.iter().fold(plan(start), |plan, site| plan.grad(*site));
+    let noise = corruption(model, pair)?;
+    let (base, other) = match direction {
+        Direction::Denoise => {
+            (graded(noise).run(model, pair.corrupt())?, plan(Plan::new()).run(model, pair.clean())?)
+        }
+        Direction::Noise => (graded(Plan::new()).run(model, pair.clean())?, plan(noise).run(model, pair.corrupt())?),
+    };
+    let (own, theirs) = (to_f32(base.logits()?)?, to_f32(other.logits()?)?);
+    let clean = if direction == Direction::Denoise { &theirs } else { &own };
+    let measures = Measures::new(clean);
+    let (found, source) = (measures.of(&own, pair.target()), measures.of(&theirs, pair.target()));
+    let mut values = vec![vec![f64::NAN; Metric::ALL.len()]; cells.len()];
+    for metric in metrics {
+        let gradient = metric.gradient(&own, clean, pair.target())?;
+        let products = products(&base, &other, &sites, gradient)?;
+        for ((_, cell), values) in cells.iter().zip(&mut values) {
+            let mut change = 0.0;
+            for site in cell.sites() {
+                let product = products.get(&site).ok_or(Error::NotRead(site))?;
+                let places = cell.places(site, config, pair.len());
+                change += places.into_iter().flat_map(|(first, n)| &product[first..first + n]).sum::<f64>();
+            }
+            values[*metric as usize] = found[*metric as usize] + change;
+        }
+    }
+    let cells = cells.into_iter().zip(values).map(|((sweep, cell), values)| (sweep, cell, values)).collect();
+    Ok(Patched { cells, base: found, source, equal: 0, identity: f64::NAN, restored: f64::NAN })
+}
+
+/// (The other run's activation − this run's) · gradient, element by element.
+fn products(base: &Trace, other: &Trace, sites: &[Site], gradient: Vec<f64>) -> Result<BTreeMap<Site, Vec<f64>>> {
+    let logits = base.logits()?;
+    let weights: Vec<f32> = gradient.into_iter().map(|x| x as f32).collect();
+    let weights = Tensor::from_vec(weights, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
+    let backward = base.backward(&(logits * weights)?.sum_all()?)?;
+    let product = |&site: &Site| -> Result<(Site, Vec<f64>)> {
+        let (own, theirs) = (to_f32(base.get(site)?)?, to_f32(other.get(site)?)?);
+        // What does not reach the last token has no gradient.
+        let slope = match backward.get(site) {
+            Ok(slope) => to_f32(slope)?,
+            Err(Error::NoGradient { .. }) => vec![0.0; own.len()],
+            Err(e) => return Err(e),
+        };
+        // Hidden scores are −∞ in both runs.
+        let one = |((own, theirs), slope): ((&f32, &f32), &f32)| match own == theirs {
+            true => 0.0,
+            false => f64::from(theirs - own) * f64::from(*slope),
+        };
+        Ok((site, own.iter().zip(&theirs).zip(&slope).map(one).collect()))
+    };
+    sites.iter().map(product).collect()
+}
