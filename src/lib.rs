@@ -110,6 +110,7 @@ pub mod ranking;
 pub mod reads;
 pub mod recipe;
 pub mod residual;
+pub mod saliency;
 pub mod sampling;
 pub mod scores;
 pub mod shard;

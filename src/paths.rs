@@ -73,7 +73,9 @@ impl End {
         };
         if layer.is_some_and(|layer| layer >= config.n_layer) || head >= config.n_head {
             let (layers, heads) = (config.n_layer - 1, config.n_head - 1);
-            return Err(Error::request(format!("there is no {self}: this model has layers 0..={layers} and heads 0..={heads}")));
+            return Err(Error::request(format!(
+                "there is no {self}: this model has layers 0..={layers} and heads 0..={heads}"
+            )));
         }
         Ok(())
     }
@@ -112,7 +114,9 @@ pub fn paths(
     receivers.iter().try_for_each(|end| end.check(config))?;
     let logits = End::Reads(Receiver::Logits);
     if receivers.len() > 1 && receivers.contains(&logits) {
-        return Err(Error::request("paths end at the logits or at other receivers, not at both: patch them one by one"));
+        return Err(Error::request(
+            "paths end at the logits or at other receivers, not at both: patch them one by one",
+        ));
     }
     let (base, other) = match denoise {
         false => (pair.clean(), pair.corrupt()),
@@ -137,8 +141,7 @@ pub fn paths(
     let reached = wave.reach(&differences, receivers)?;
     let plain = measure(&trunk.end().logits);
     let graph = Graph::of(config);
-    let mut senders: Vec<(Source, Vec<f64>)> =
-        (1..graph.sources()).map(|i| (graph.source(i), plain.clone())).collect();
+    let mut senders: Vec<(Source, Vec<f64>)> = (1..graph.sources()).map(|i| (graph.source(i), plain.clone())).collect();
     match reached {
         Reached::Logits(rows) => {
             for ((_, values), logits) in senders.iter_mut().zip(rows) {

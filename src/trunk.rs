@@ -193,7 +193,8 @@ impl<'a> Trunk<'a> {
         let mut found: Option<(usize, usize)> = None;
         for (cell, site) in cells.iter().flat_map(|cell| cell.sites().map(move |site| (cell, site))) {
             let (ours, theirs) = (self.at(&self.values, index, site)?, self.at(source, index, site)?);
-            let places = cell.places(site, self.model.config(), self.len()).into_iter().flat_map(|(first, n)| first..first + n);
+            let places =
+                cell.places(site, self.model.config(), self.len()).into_iter().flat_map(|(first, n)| first..first + n);
             let different = places.filter(|&at| ours[at].to_bits() != theirs[at].to_bits());
             let start = different.map(|at| self.position(site, at)).filter(|&pos| self.is_read(site, pos)).min();
             if let Some(start) = start {

@@ -14,6 +14,7 @@ use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::patch::{Options, attribute as attribute_cells};
 use interp::paths::{End, Freeze, paths};
+use interp::saliency::{Baseline, saliency};
 use interp::sweep::Sweep;
 use interp::target::Target;
 use interp::{Gpt2, Tokens};
@@ -65,11 +66,9 @@ fn quiet(_: usize, _: usize) -> interp::Result<()> {
 #[test]
 fn edges_are_attributed_as_by_autograd() {
     for case in Case::all() {
-        for (key, steps) in [
-            ("eap", Steps::Clean),
-            ("eap_ig_1", Steps::Integrated(1)),
-            ("eap_ig_5", Steps::Integrated(5)),
-        ] {
+        for (key, steps) in
+            [("eap", Steps::Clean), ("eap_ig_1", Steps::Integrated(1)), ("eap_ig_5", Steps::Integrated(5))]
+        {
             let found = attribute(&case.model, &case.pairs, Metric::LogitDiff, steps, &mut quiet).unwrap();
             for (found, wanted) in found.iter().zip(case.peer(key)) {
                 case.assert_close(key, found, &wanted, 1e-4);
@@ -168,6 +167,28 @@ fn cells_are_attributed_as_by_transformer_lenss_formula() {
                 let changes: Vec<f64> = found.cells.iter().map(|(_, _, values)| values[0] - found.base[0]).collect();
                 case.assert_close(key, &changes, &wanted, 1e-4);
             }
+        }
+    }
+}
+
+#[test]
+fn inputs_are_attributed_as_by_autograd() {
+    for case in Case::all() {
+        for (p, pair) in case.pairs.iter().enumerate() {
+            let of = |baseline| {
+                saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &baseline, 50).unwrap()
+            };
+            let (zero, other) = (of(Baseline::Zero), of(Baseline::Prompt(pair.corrupt().clone())));
+            let ends = &case.peer("ends")[p];
+            case.assert_close("ends", &[zero.value, other.baseline], ends, 1e-4);
+            case.assert_close("grad_input", &zero.gradient_input, &case.peer("grad_input")[p], 1e-4);
+            case.assert_close("grad_norm", &zero.gradient_norm, &case.peer("grad_norm")[p], 1e-4);
+            case.assert_close("ig_zero_50", &zero.integrated, &case.peer("ig_zero_50")[p], 1e-4);
+            case.assert_close("ig_corrupt_50", &other.integrated, &case.peer("ig_corrupt_50")[p], 1e-4);
+            assert!(zero.gap().abs() < 1e-3 && other.gap().abs() < 2e-3, "{} {}", zero.gap(), other.gap());
+            let coarse = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 1);
+            let fine = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 64);
+            assert!(fine.unwrap().gap().abs() < coarse.unwrap().gap().abs() / 4.0, "more steps come closer");
         }
     }
 }

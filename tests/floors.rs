@@ -74,6 +74,7 @@ const FLOORS: [&[&str]; 5] = [
         "probe",
         "prune",
         "residual",
+        "saliency",
         "steer",
         "train",
     ],

@@ -48,7 +48,8 @@ fn every_site_and_the_logits_agree_within_1e_4() {
                 let peer = expected.get(&key).unwrap_or_else(|| panic!("{name}: the fixture lacks {key}"));
                 let read = trace.get(site).unwrap();
                 let copies = peer.unsqueeze(2).and_then(|peer| peer.broadcast_as(read.dims()));
-                let peer = if site.is_on_request() && !matches!(site, Site::Result(_)) { &copies.unwrap() } else { peer };
+                let peer =
+                    if site.is_on_request() && !matches!(site, Site::Result(_)) { &copies.unwrap() } else { peer };
                 let difference = max_difference(read, peer);
                 assert!(difference <= 1e-4, "{name}, {length} tokens, {site}: differs by {difference:e}");
                 if difference > worst.0 {

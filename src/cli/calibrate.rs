@@ -142,11 +142,8 @@ impl Calibration {
 
     /// True effects against estimates.
     pub fn figure(&self) -> Figure {
-        let points: Vec<(f64, f64, bool)> = self
-            .points
-            .iter()
-            .map(|point| (point.estimated, point.exact, !FAILING.contains(&point.sweep)))
-            .collect();
+        let points: Vec<(f64, f64, bool)> =
+            self.points.iter().map(|point| (point.estimated, point.exact, !FAILING.contains(&point.sweep))).collect();
         let r = |(name, _, r, _): (&str, usize, Option<f64>, Option<&Point>)| r.map(|r| format!("{name} r = {r:.3}"));
         let note = self.rows().into_iter().filter_map(r).collect::<Vec<_>>().join(", ");
         figure::calibration(&points, &note, ("what was asked for", "resid_pre, mlp_out"))

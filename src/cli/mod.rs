@@ -30,6 +30,7 @@ mod probe;
 mod prompts;
 mod report;
 mod residual;
+mod saliency;
 mod sites;
 mod source;
 mod speed;
@@ -112,6 +113,8 @@ enum Command {
     Report(story::Args),
     /// Length and turn of the residual stream at every layer.
     Residual(residual::Args),
+    /// Input attribution: what each token does for the answer, by gradients.
+    Saliency(saliency::Args),
     /// Every site of a model: name, axes, shape, size.
     Sites,
     /// Find a direction from contrasting prompts, and add it while the model writes.
@@ -182,6 +185,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Probe(args) => probe::run(args, &global),
         Command::Report(args) => story::run(&args, &global),
         Command::Residual(args) => residual::run(args, &global),
+        Command::Saliency(args) => saliency::run(&args, &global),
         Command::Sites => sites::run(&global),
         Command::Steer(args) => steer::run(args, &global),
         Command::Sweep(args) => sweep::run(args, &global),

@@ -260,7 +260,10 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
         lines.push(format!("  {:<30} 95 % of all cells lie within {low:.3} … {high:.3}", ""));
     }
     if are_estimates(patched) {
-        lines.push("estimated from gradients: no cell was patched, and there are no controls; --calibrate K patches some".into());
+        lines.push(
+            "estimated from gradients: no cell was patched, and there are no controls; --calibrate K patches some"
+                .into(),
+        );
         return lines.join("\n");
     }
     let identity = patched.iter().map(|p| p.identity).fold(0.0, f64::max);

@@ -95,14 +95,21 @@ impl<'a> Clean<'a> {
         let config = model.config();
         let layers = 0..config.n_layer;
         let sites = layers.flat_map(|l| {
-            [Site::ResidPre(l), Site::ResidMid(l), Site::ResidPost(l), Site::Q(l), Site::K(l), Site::V(l), Site::MlpOut(l)]
+            [
+                Site::ResidPre(l),
+                Site::ResidMid(l),
+                Site::ResidPost(l),
+                Site::Q(l),
+                Site::K(l),
+                Site::V(l),
+                Site::MlpOut(l),
+            ]
         });
         let trunk = Trunk::grow(model, Plan::new(), pair.clean(), sites, Wanted { loss_from: None, memory })?;
         let (clean, _) = Outputs::run(model, pair.clean())?;
         let (corrupt, _) = Outputs::run(model, pair.corrupt())?;
         let graph = Graph::of(config);
-        let differences =
-            (corrupt.tensor() - clean.tensor())?.reshape((graph.sources(), pair.len(), config.n_embd))?;
+        let differences = (corrupt.tensor() - clean.tensor())?.reshape((graph.sources(), pair.len(), config.n_embd))?;
         Ok(Self { model, graph, trunk, differences, length: pair.len() })
     }
 
@@ -149,7 +156,8 @@ impl<'a> Clean<'a> {
         let mut all = Vec::with_capacity(group.len());
         for ((i, source), made) in group.iter().zip(made.chunks_exact(self.length * per)) {
             let mut value = clean.to_vec();
-            for pos in (0..self.length).zip(self.differs(*source)?).filter(|(_, differs)| *differs).map(|(pos, _)| pos) {
+            for pos in (0..self.length).zip(self.differs(*source)?).filter(|(_, differs)| *differs).map(|(pos, _)| pos)
+            {
                 for d in 0..per {
                     // Only the difference enters, so that what is the same stays the same, to the bit.
                     value[pos * width + first + d] += made[pos * per + d] - clean_made[pos * per + d];

@@ -36,6 +36,7 @@ pub use steered::steer;
 pub use studied::study;
 pub use verified::verified;
 pub use views::{
-    attention, capture, export, generate, lens, neurons, perplexity, predict, residual, sites, tokens, training,
+    attention, capture, export, generate, lens, neurons, perplexity, predict, residual, saliency, sites, tokens,
+    training,
 };
 pub use wired::{calibration, circuit, faithfulness, paths};

@@ -239,6 +239,19 @@ pub fn tokens(frame: &DataFrame, prompt: u32) -> Result<Figure> {
     Ok(Strip { title: format!("{} tokens", rows.len()), tokens: tokens.take(2000).collect() }.draw())
 }
 
+/// Input attribution ([`crate::saliency::frame`]) of the first prompt: its tokens, coloured by one of the columns.
+///
+/// # Errors
+/// A frame without that column.
+pub fn saliency(frame: &DataFrame, column: &str) -> Result<Figure> {
+    let rows = Rows::of(frame, 0)?;
+    let (token, value) = (rows.texts("token")?, rows.floats(column)?);
+    let scale = Scale::around_zero(value.iter().copied());
+    let tokens = token.iter().zip(&value).map(|(token, x)| (shown(token), format!("{x:+.2}"), scale.color(*x)));
+    let title = format!("Input attribution, {}: blue helps the answer, red hinders it", column.replace('_', " "));
+    Ok(Strip { title, tokens: tokens.take(2000).collect() }.draw())
+}
+
 /// The first text of a generation ([`crate::generate::generate`]): every written token, coloured by how likely it was.
 ///
 /// # Errors

@@ -97,8 +97,9 @@ impl Circuit {
         let mut fed = vec![false; graph.sources()];
         fed[0] = true;
         for source in 1..fed.len() {
-            fed[source] = receivers(graph, graph.source(source))
-                .any(|receiver| graph.edges_into(receiver).enumerate().any(|(from, edge)| self.kept[edge] && fed[from]));
+            fed[source] = receivers(graph, graph.source(source)).any(|receiver| {
+                graph.edges_into(receiver).enumerate().any(|(from, edge)| self.kept[edge] && fed[from])
+            });
         }
         let mut read = vec![false; graph.sources()];
         let mut kept = vec![false; self.kept.len()];

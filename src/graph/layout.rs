@@ -155,7 +155,10 @@ impl Graph {
         }
         let source = self.source_index(edge.from);
         if source >= self.before(edge.to) {
-            return Err(Error::request(format!("there is no edge {edge}: {} does not come before {}", edge.from, edge.to)));
+            return Err(Error::request(format!(
+                "there is no edge {edge}: {} does not come before {}",
+                edge.from, edge.to
+            )));
         }
         Ok(self.edges_into(self.receiver_index(edge.to)).start + source)
     }

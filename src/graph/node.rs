@@ -102,9 +102,9 @@ impl FromStr for Source {
         if let Some(layer) = name.strip_prefix('m').and_then(|layer| layer.parse().ok()) {
             return Ok(Source::Mlp(layer));
         }
-        head(name).map(|(layer, head)| Source::Head { layer, head }).ok_or_else(|| {
-            Error::request(format!("`{}` is no node; nodes are input, a5.h1 or 5.1, m3", shorten(name)))
-        })
+        head(name)
+            .map(|(layer, head)| Source::Head { layer, head })
+            .ok_or_else(|| Error::request(format!("`{}` is no node; nodes are input, a5.h1 or 5.1, m3", shorten(name))))
     }
 }
 

@@ -52,7 +52,8 @@ impl<'a> Rewired<'a> {
                 tokens.len(),
             )));
         }
-        let cuts = (0..graph.receivers()).map(|receiver| cut(graph, circuits, receiver, model)).collect::<Result<_>>()?;
+        let cuts =
+            (0..graph.receivers()).map(|receiver| cut(graph, circuits, receiver, model)).collect::<Result<_>>()?;
         let (other, differences) = (other.tensor().clone(), Vec::new());
         let mut hooks = Self { model, graph, other, cuts, embed: None, stream: None, differences };
         let output = model.run(Pass::new(tokens).logits(LogitsAt::Last), &mut hooks)?;

@@ -19,7 +19,7 @@ pub use attribution::attribution;
 pub use lens::lens;
 pub use maps::{ablate, detection, heads, patch};
 pub use predictions::predictions;
-pub use strips::{applied, neurons};
+pub use strips::{applied, neurons, saliency};
 
 use crate::error::{Error, Result, printable};
 use crate::figure::{Scale, shown};

@@ -43,6 +43,35 @@ pub fn neurons(frame: &DataFrame) -> Result<Block> {
     )
 }
 
+/// Input attribution ([`crate::saliency::frame`]): the text, coloured by what each token does for the answer.
+///
+/// # Errors
+/// A frame without those columns.
+pub fn saliency(frame: &DataFrame) -> Result<Block> {
+    let rows = Rows::all(frame);
+    let (prompt, pos, text) = (rows.ints("prompt")?, rows.ints("pos")?, rows.texts("token")?);
+    let index: Vec<usize> = (0..rows.len()).collect();
+    let mut series = Vec::new();
+    for (name, column) in [
+        ("integrated gradients", "integrated"),
+        ("gradient × input", "gradient_input"),
+        ("norm of the gradient", "gradient_norm"),
+    ] {
+        let values = rows.floats(column)?;
+        for own in index.chunk_by(|a, b| prompt[*a] == prompt[*b]) {
+            let place = |i: &usize| Place { pos: pos[*i], text: token(&text[*i]), value: values[*i], logit: None };
+            series.push(Series {
+                text: format!("prompt {}", prompt[own[0]]),
+                name: name.into(),
+                scale: Scale::around_zero(own.iter().map(|i| values[*i])),
+                tokens: own.iter().map(place).collect(),
+            });
+        }
+    }
+    series.sort_by(|a, b| a.text.cmp(&b.text));
+    block("Input attribution", "What each token does for the answer: blue helps, red hinders.", "attribution", series)
+}
+
 /// A probe on every token of a text ([`crate::probe::applied`]).
 ///
 /// # Errors

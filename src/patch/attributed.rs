@@ -36,9 +36,7 @@ pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric]
     let graded = |start: Plan| sites.iter().fold(plan(start), |plan, site| plan.grad(*site));
     let noise = corruption(model, pair)?;
     let (base, other) = match direction {
-        Direction::Denoise => {
-            (graded(noise).run(model, pair.corrupt())?, plan(Plan::new()).run(model, pair.clean())?)
-        }
+        Direction::Denoise => (graded(noise).run(model, pair.corrupt())?, plan(Plan::new()).run(model, pair.clean())?),
         Direction::Noise => (graded(Plan::new()).run(model, pair.clean())?, plan(noise).run(model, pair.corrupt())?),
     };
     let (own, theirs) = (to_f32(base.logits()?)?, to_f32(other.logits()?)?);

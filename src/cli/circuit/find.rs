@@ -209,8 +209,7 @@ fn find(args: &Args, bench: &Bench, judge: &Judge<'_>, pairs: &[Pair], global: &
     };
     let found = if args.method == Method::Acdc {
         let thresholds = if args.threshold.is_empty() { THRESHOLDS.to_vec() } else { args.threshold.clone() };
-        let circuits =
-            thresholds.iter().map(|t| prune(judge, *t, &mut progress)).collect::<Result<Vec<Circuit>>>()?;
+        let circuits = thresholds.iter().map(|t| prune(judge, *t, &mut progress)).collect::<Result<Vec<Circuit>>>()?;
         let curve = faithful::of(judge, circuits, global.seed, &mut progress)?;
         let enough = curve.points.iter().find(|point| point.faithfulness.mean >= least && !point.circuit.is_empty());
         let circuit = enough.ok_or_else(|| reached(&curve))?.circuit.clone();

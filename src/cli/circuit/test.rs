@@ -46,7 +46,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     circuit.check(interp::graph::Graph::of(bench.config()))?;
     let pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
     let judge = Judge::new(&bench.model, &pairs.pairs, measured, args.instead, bench.room(global)?)?;
-    let name = std::path::Path::new(&args.circuit).file_stem().map_or(args.circuit.clone(), |s| s.to_string_lossy().into());
+    let name =
+        std::path::Path::new(&args.circuit).file_stem().map_or(args.circuit.clone(), |s| s.to_string_lossy().into());
     let report = Report::begin("circuit", global, &format!("test {name} {}", asked.name))?;
     let start = Instant::now();
     let judged = faithful::one(&judge, circuit.clone(), global.seed)?;
@@ -63,7 +64,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     // What is lost without each part: 0 for one that is not needed.
     let graph = circuit.graph();
     let nodes = trial.nodes.iter().map(|(node, without)| (node.to_string(), file.role(*node), "node", share - without));
-    let edges = trial.edges.iter().map(|(edge, without)| (graph.edge(*edge).to_string(), None, "edge", share - without));
+    let edges =
+        trial.edges.iter().map(|(edge, without)| (graph.edge(*edge).to_string(), None, "edge", share - without));
     let mut parts: Vec<(String, Option<&str>, &str, f64)> = nodes.chain(edges).collect();
     parts.sort_by(|a, b| b.3.abs().total_cmp(&a.3.abs()));
     let frame = df!(
@@ -80,7 +82,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         note(global.quiet, &format!("note: {idle} of {} edges change faithfulness by less than 0.01", circuit.len()));
     }
     let interval = judged.faithfulness;
-    let bounds = if interval.low.is_nan() { String::new() } else { format!(" [{:.3}, {:.3}]", interval.low, interval.high) };
+    let bounds =
+        if interval.low.is_nan() { String::new() } else { format!(" [{:.3}, {:.3}]", interval.low, interval.high) };
     let best = parts.iter().filter(|part| part.2 == "node").take(8).map(|part| format!("{} {:.3}", part.0, part.3));
     let summary = [
         format!("{}, {} pairs", ends(&judge), pairs.pairs.len()),
