@@ -8,7 +8,8 @@ Makes a GPT-2 of 124M shape with seeded random weights in --model (once), checks
 with TransformerLens and Hugging Face, then times: every round asks each contender once, in an order that alternates,
 and the table shows medians and ratios to ours. `generate` writes T tokens after 15 with a cache; `step` is a
 training step on one row of T tokens (nanoGPT's loop around Hugging Face's model). The
-sweeps patch between two prompts of 15 tokens that differ in one. DIR holds GPT-2's tokenizer files; only the bridge asks for them.
+sweeps patch between two prompts of 15 tokens that differ in one; between the same two, `atp` attributes all nodes, `eap_ig` all edges in
+five steps, and `edge` is the time of one edge that is tried. DIR holds GPT-2's tokenizer files; only the bridge asks for them.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).parent
+GRADED = ["atp", "eap_ig", "edge"]
 SWEEPS = ["resid_pre", "attn_head_out_all_pos", "attn_head_out_by_pos"]
 THREADS = {"OMP_NUM_THREADS": "2", "RAYON_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
 
@@ -104,19 +106,19 @@ def main():
     parser.add_argument("--model", default=pathlib.Path(tempfile.gettempdir()) / "gpt2-124m-random", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lengths", type=int, nargs="+", default=[15, 128, 1024])
-    parser.add_argument("--tasks", nargs="+", choices=["forward", "capture", "generate", "step", *SWEEPS])
+    parser.add_argument("--tasks", nargs="+", choices=["forward", "capture", "generate", "step", *SWEEPS, *GRADED])
     args = parser.parse_args()
     if not (args.model / "model.safetensors").exists():
         make_model(args.model, args.tokenizer)
     worker, both = our_worker(), ["forward", "capture"]
     everything = {"forward": args.lengths, "capture": args.lengths, "generate": [64], "step": [128, 512]}
-    everything |= {sweep: [15] for sweep in SWEEPS}
+    everything |= {task: [15] for task in SWEEPS + GRADED}
     contenders = [
         Contender("interp", [worker, "ours", args.model], list(everything)),
         Contender("candle, naive", [worker, "naive", args.model], both),
         Contender("Hugging Face", [args.new, HERE / "peer.py", "hf", args.model], ["forward", "generate", "step"]),
-        Contender("TransformerLens 2.16", [args.old, HERE / "peer.py", "hooked", args.model], both + SWEEPS),
-        Contender("TransformerLens 4.3 bridge", [args.new, HERE / "peer.py", "bridge", args.model], both + SWEEPS),
+        Contender("TransformerLens 2.16", [args.old, HERE / "peer.py", "hooked", args.model], both + SWEEPS + GRADED),
+        Contender("TransformerLens 4.3 bridge", [args.new, HERE / "peer.py", "bridge", args.model], both + SWEEPS + ["atp"]),
     ]
     for length in (1, 15, 128):
         compare(contenders[0], contenders[3], length)

@@ -8,6 +8,8 @@
 //! - `generate T`: T tokens after a prompt of 15, greedy, with a cache
 //! - `step T`: one step of training on the rows, AdamW and clipping included
 //! - `export T`: the residual stream after every layer, on the host
+//! - `atp T`: attribution patching of streams, heads and patterns; `eap_ig T`: every edge, by five steps of integrated gradients;
+//!   `edge T`: the mean over some hundred edges that are tried, in seconds per edge; all between the two prompts of sweeps
 //! - the name of a sweep and T: patching between two prompts of T tokens that differ in one, both runs included
 
 mod naive;
@@ -19,7 +21,10 @@ use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
+use interp::edges::{self, Steps};
 use interp::generate::{Options, generate};
+use interp::graph::Graph;
+use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::patch::{self, patch};
 use interp::recipe::Recipe;
@@ -72,6 +77,7 @@ fn main() -> Fallible<()> {
         "step" => step(&model, &mut trainer, (length, rows)),
         "export" => exported(&model, (length, rows)),
         "forward" | "capture" => ours(&model, task, (length, rows), out),
+        "atp" | "eap_ig" | "edge" => attributed(&model, task, length),
         sweep => patched(&model, sweep, length),
     })
 }
@@ -100,12 +106,38 @@ fn write(model: &Gpt2, length: usize) -> Fallible<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-fn patched(model: &Gpt2, sweep: &str, length: usize) -> Fallible<f64> {
+/// Two prompts that differ in one token.
+fn pair(model: &Gpt2, length: usize) -> Fallible<Pair> {
     let clean = ids(length, model.config().vocab_size);
     let mut corrupt = clean.clone();
     corrupt[2 * length / 3] += 1;
     let tokens = |ids| Tokens::from_ids(vec![ids]);
-    let pair = Pair::new(tokens(clean)?, tokens(corrupt)?, Target::new(vec![3], vec![8])?)?;
+    Ok(Pair::new(tokens(clean)?, tokens(corrupt)?, Target::new(vec![3], vec![8])?)?)
+}
+
+fn attributed(model: &Gpt2, task: &str, length: usize) -> Fallible<f64> {
+    let pair = pair(model, length)?;
+    let start = Instant::now();
+    match task {
+        "atp" => {
+            let names = ["resid_pre", "attn_out", "mlp_out", "attn_head_by_pos_every"];
+            let sweeps: Vec<Sweep> = names.into_iter().map(Sweep::named).collect::<Result<Vec<_>, _>>()?.concat();
+            black_box(patch::attribute(model, &pair, &sweeps, &[Metric::LogitDiff], patch::Options::default())?);
+        }
+        "eap_ig" => {
+            black_box(edges::attribute(model, &[pair], Metric::LogitDiff, Steps::Integrated(5), &mut |_, _| Ok(()))?);
+        }
+        _ => {
+            let some: Vec<usize> = (0..Graph::of(model.config()).edges()).step_by(97).collect();
+            black_box(edges::exact(model, &pair, Metric::LogitDiff, &some, None, &mut |_, _| Ok(()))?);
+            return Ok(start.elapsed().as_secs_f64() / some.len() as f64);
+        }
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn patched(model: &Gpt2, sweep: &str, length: usize) -> Fallible<f64> {
+    let pair = pair(model, length)?;
     let start = Instant::now();
     black_box(patch(model, &pair, &Sweep::named(sweep)?, patch::Options::default(), &mut |_, _| Ok(()))?);
     Ok(start.elapsed().as_secs_f64())
@@ -150,8 +182,8 @@ fn serve(mut run: impl FnMut(&str, Shape, Option<&str>) -> Fallible<f64>) -> Fal
 
 fn ours(model: &Gpt2, task: &str, (length, rows): Shape, out: Option<&str>) -> Fallible<f64> {
     let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size); rows])?;
-    // Per-head results are left out of the comparison: TransformerLens forms them on request only.
-    let sites = || Site::all(model.config().n_layer).filter(|site| !matches!(site, Site::Result(_)));
+    // One stream per head is left out of the comparison: TransformerLens forms it on request only.
+    let sites = || Site::all(model.config().n_layer).filter(|site| !site.is_on_request());
     let start = Instant::now();
     if task == "forward" {
         let logits = model.forward(&tokens)?;

@@ -37,6 +37,7 @@ mod speed;
 mod steer;
 mod stop;
 mod story;
+mod subspace;
 mod sweep;
 mod tokens;
 mod train;
@@ -119,6 +120,8 @@ enum Command {
     Sites,
     /// Find a direction from contrasting prompts, and add it while the model writes.
     Steer(steer::Args),
+    /// Patch along a direction or a subspace: trained (DAS), principal, of a probe, of steering.
+    Subspace(subspace::Args),
     /// Studies: a command over a grid of its options, from one file; interrupted ones continue.
     Sweep(sweep::Args),
     /// How a text is cut into tokens.
@@ -188,6 +191,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Saliency(args) => saliency::run(&args, &global),
         Command::Sites => sites::run(&global),
         Command::Steer(args) => steer::run(args, &global),
+        Command::Subspace(args) => subspace::run(&args, &global),
         Command::Sweep(args) => sweep::run(args, &global),
         Command::Tokens(args) => tokens::run(args, &global),
         Command::Train(args) => train::run(args, &global),

@@ -180,7 +180,8 @@ pub fn counted(bar: &indicatif::ProgressBar) -> impl FnMut(usize, usize) -> Resu
 }
 
 /// run.json, which says that all is there, and what only some runs leave.
-const SOME: [&str; 10] = [
+const SOME: [&str; 11] = [
+    "subspace.safetensors",
     "calibration.parquet",
     "curve.parquet",
     "circuit.toml",

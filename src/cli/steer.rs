@@ -204,7 +204,7 @@ fn load(path: &Path, bench: &mut Bench) -> Result<Vec<Direction>> {
 }
 
 /// What tells models apart: the hashes of their weights.
-fn fingerprint(bench: &mut Bench) -> Result<String> {
+pub fn fingerprint(bench: &mut Bench) -> Result<String> {
     Ok(bench.source.digests()?.weights.join("+"))
 }
 

@@ -73,23 +73,23 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<V
     }
     let config = model.config();
     let graph = Graph::of(config);
-    let rows = |of: fn(&Pair) -> &Tokens| Tokens::from_ids(pairs.iter().map(|pair| of(pair).row(0).to_vec()).collect());
-    let (clean, corrupt) = (rows(Pair::clean)?, rows(Pair::corrupt)?);
-    let run = |tokens: &Tokens| Outputs::read(Plan::new(), config).logits(LogitsAt::Last).run(model, tokens);
-    let (clean_run, corrupt_run) = (run(&clean)?, run(&corrupt)?);
+    // Clean and corrupted prompts pass together: so few tokens take as long as reading the weights does.
+    let n = pairs.len();
+    let prompts = pairs.iter().map(Pair::clean).chain(pairs.iter().map(Pair::corrupt));
+    let both = Outputs::read(Plan::new(), config).logits(LogitsAt::Last).run(model, &Tokens::stack(prompts)?)?;
+    let written = Outputs::of(&both, config)?;
     // [pair, source, pos · dim]
-    let difference =
-        (Outputs::of(&clean_run, config)?.tensor() - Outputs::of(&corrupt_run, config)?.tensor())?.contiguous()?;
+    let difference = (written.tensor().narrow(0, 0, n)? - written.tensor().narrow(0, n, n)?)?.contiguous()?;
 
     let m = steps.count();
     let again: Vec<Vec<u32>> =
-        (0..clean.len()).flat_map(|row| std::iter::repeat_n(clean.row(row).to_vec(), m)).collect();
+        pairs.iter().flat_map(|pair| std::iter::repeat_n(pair.clean().row(0).to_vec(), m)).collect();
     let mut plan = gradients(config);
     if let Steps::Integrated(_) = steps {
-        plan = plan.edit(Edit::set(Site::Embed, &between(&corrupt_run, &clean_run, m)?));
+        plan = plan.edit(Edit::set(Site::Embed, &between(&both, n, m)?));
     }
     let trace = plan.run(model, &Tokens::from_ids(again)?)?;
-    let backward = trace.backward(&weighed(&trace, &clean_run, pairs, metric, m)?)?;
+    let backward = trace.backward(&weighed(&trace, &both, pairs, metric, m)?)?;
 
     let mut scores: Vec<Vec<f64>> = vec![vec![0.0; graph.edges()]; pairs.len()];
     let mut add = |receivers: &[Receiver], gradients: Vec<Tensor>| -> Result<()> {
@@ -136,21 +136,23 @@ fn gradients(config: &Config) -> Plan {
     sites.fold(plan, Plan::grad)
 }
 
-/// Token embeddings on the way from one run to another: for each prompt m rows, at k/m of the way.
-fn between(from: &Trace, to: &Trace, m: usize) -> Result<Tensor> {
-    let (from, to) = (from.get(Site::Embed)?, to.get(Site::Embed)?);
+/// Token embeddings on the way from the corrupted runs, the last n rows, to the clean ones, the first n: for each pair m rows, at
+/// k/m of the way.
+fn between(both: &Trace, n: usize, m: usize) -> Result<Tensor> {
+    let all = both.get(Site::Embed)?;
+    let (from, to) = (all.narrow(0, n, n)?, all.narrow(0, 0, n)?);
     let (b, p, d) = from.dims3()?;
     let shares: Vec<f32> = (0..m).map(|k| k as f32 / m as f32).collect();
     let shares = Tensor::from_vec(shares, (1, m, 1, 1), from.device())?.to_dtype(from.dtype())?;
-    let way = (to - from)?.unsqueeze(1)?.broadcast_mul(&shares)?; // [B, m, P, dim]
+    let way = (to - &from)?.unsqueeze(1)?.broadcast_mul(&shares)?; // [B, m, P, dim]
     Ok(from.unsqueeze(1)?.broadcast_add(&way)?.reshape((b * m, p, d))?)
 }
 
 /// A number whose gradient by the logits is the metric's, for every row at once.
-fn weighed(trace: &Trace, clean: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Tensor> {
+fn weighed(trace: &Trace, both: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Tensor> {
     let logits = trace.logits()?;
     let (rows, _, vocab) = logits.dims3()?;
-    let (own, plain) = (to_f32(logits)?, to_f32(clean.logits()?)?);
+    let (own, plain) = (to_f32(logits)?, to_f32(both.logits()?)?);
     let mut weights = Vec::with_capacity(rows * vocab);
     for (row, own) in own.chunks_exact(vocab).enumerate() {
         let pair = row / m;

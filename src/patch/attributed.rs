@@ -10,9 +10,10 @@ use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
-use crate::plan::{Plan, Trace};
+use crate::plan::Trace;
 use crate::site::Site;
 use crate::sweep::{self, Cell, Sweep};
+use crate::tokens::Tokens;
 
 /// What [`super::patch`] would find, estimated from gradients in the run that would be patched: a cell changes the metric by
 /// Σ (the other run's activation − this run's) · ∂metric / ∂activation.
@@ -32,21 +33,21 @@ pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric]
         .filter(|(_, cell)| inside(cell))
         .collect();
     let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
-    let plan = |plan: Plan| plan.reads(sites.iter().copied()).logits(LogitsAt::Last);
-    let graded = |start: Plan| sites.iter().fold(plan(start), |plan, site| plan.grad(*site));
-    let noise = corruption(model, pair)?;
-    let (base, other) = match direction {
-        Direction::Denoise => (graded(noise).run(model, pair.corrupt())?, plan(Plan::new()).run(model, pair.clean())?),
-        Direction::Noise => (graded(Plan::new()).run(model, pair.clean())?, plan(noise).run(model, pair.corrupt())?),
-    };
-    let (own, theirs) = (to_f32(base.logits()?)?, to_f32(other.logits()?)?);
-    let clean = if direction == Direction::Denoise { &theirs } else { &own };
+    // Both runs pass together, the patched one first: so few tokens take as long as reading the weights does.
+    let denoise = direction == Direction::Denoise;
+    let prompts = if denoise { [pair.corrupt(), pair.clean()] } else { [pair.clean(), pair.corrupt()] };
+    let plan =
+        corruption(model, pair, Some(usize::from(!denoise)))?.reads(sites.iter().copied()).logits(LogitsAt::Last);
+    let trace = sites.iter().fold(plan, |plan, site| plan.grad(*site)).run(model, &Tokens::stack(prompts)?)?;
+    let logits = to_f32(trace.logits()?)?;
+    let (own, theirs) = logits.split_at(config.vocab_size);
+    let clean = if denoise { theirs } else { own };
     let measures = Measures::new(clean);
-    let (found, source) = (measures.of(&own, pair.target()), measures.of(&theirs, pair.target()));
+    let (found, source) = (measures.of(own, pair.target()), measures.of(theirs, pair.target()));
     let mut values = vec![vec![f64::NAN; Metric::ALL.len()]; cells.len()];
     for metric in metrics {
-        let gradient = metric.gradient(&own, clean, pair.target())?;
-        let products = products(&base, &other, &sites, gradient)?;
+        let gradient = metric.gradient(own, clean, pair.target())?;
+        let products = products(&trace, &sites, gradient)?;
         for ((_, cell), values) in cells.iter().zip(&mut values) {
             let mut change = 0.0;
             for site in cell.sites() {
@@ -61,17 +62,19 @@ pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric]
     Ok(Patched { cells, base: found, source, equal: 0, identity: f64::NAN, restored: f64::NAN })
 }
 
-/// (The other run's activation − this run's) · gradient, element by element.
-fn products(base: &Trace, other: &Trace, sites: &[Site], gradient: Vec<f64>) -> Result<BTreeMap<Site, Vec<f64>>> {
-    let logits = base.logits()?;
-    let weights: Vec<f32> = gradient.into_iter().map(|x| x as f32).collect();
+/// (The other run's activation − this run's) · gradient in this run, the first of the two, element by element.
+fn products(trace: &Trace, sites: &[Site], gradient: Vec<f64>) -> Result<BTreeMap<Site, Vec<f64>>> {
+    let logits = trace.logits()?;
+    let mut weights: Vec<f32> = gradient.into_iter().map(|x| x as f32).collect();
+    weights.resize(2 * weights.len(), 0.0);
     let weights = Tensor::from_vec(weights, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
-    let backward = base.backward(&(logits * weights)?.sum_all()?)?;
+    let backward = trace.backward(&(logits * weights)?.sum_all()?)?;
     let product = |&site: &Site| -> Result<(Site, Vec<f64>)> {
-        let (own, theirs) = (to_f32(base.get(site)?)?, to_f32(other.get(site)?)?);
+        let both = to_f32(trace.get(site)?)?;
+        let (own, theirs) = both.split_at(both.len() / 2);
         // What does not reach the last token has no gradient.
         let slope = match backward.get(site) {
-            Ok(slope) => to_f32(slope)?,
+            Ok(slope) => to_f32(&slope.narrow(0, 0, 1)?)?,
             Err(Error::NoGradient { .. }) => vec![0.0; own.len()],
             Err(e) => return Err(e),
         };
@@ -80,7 +83,7 @@ fn products(base: &Trace, other: &Trace, sites: &[Site], gradient: Vec<f64>) -> 
             true => 0.0,
             false => f64::from(theirs - own) * f64::from(*slope),
         };
-        Ok((site, own.iter().zip(&theirs).zip(&slope).map(one).collect()))
+        Ok((site, own.iter().zip(theirs).zip(&slope).map(one).collect()))
     };
     sites.iter().map(product).collect()
 }

@@ -118,7 +118,7 @@ pub fn patch_cells(
     let wanted = Wanted { loss_from: None, memory: memory.map(|bytes| bytes / 2) };
     let grow = |tokens, plan| Trunk::grow(model, plan, tokens, sites.iter().copied(), wanted);
     let clean = grow(pair.clean(), Plan::new())?;
-    let corrupt = grow(pair.corrupt(), corruption(model, pair)?)?;
+    let corrupt = grow(pair.corrupt(), corruption(model, pair, None)?)?;
     let (trunk, other) = match direction {
         Direction::Denoise => (&corrupt, &clean),
         Direction::Noise => (&clean, &corrupt),
@@ -159,8 +159,9 @@ pub fn patch_cells(
     Ok(Patched { cells, base, source, equal, identity, restored })
 }
 
-/// What makes the corrupted run beside its tokens: noise on the embeddings, where the pair has some.
-fn corruption(model: &Gpt2, pair: &Pair) -> Result<Plan> {
+/// What makes the corrupted run beside its tokens: noise on the embeddings, where the pair has some; of one row of a batch, if
+/// it is not alone.
+fn corruption(model: &Gpt2, pair: &Pair, row: Option<usize>) -> Result<Plan> {
     let Some(Noise { positions, scale, seed, sample }) = pair.noise() else { return Ok(Plan::new()) };
     let tensors = model.tensors();
     let embedding = tensors.iter().find(|(name, _)| name == "wte.weight").map(|(_, tensor)| *tensor);
@@ -173,7 +174,8 @@ fn corruption(model: &Gpt2, pair: &Pair) -> Result<Plan> {
     let noise: Vec<f32> = (0..positions.len() * width).map(|_| (scale * spread * normal(&mut rng)) as f32).collect();
     let noise = Tensor::from_vec(noise, (positions.len(), width), model.device())?;
     let (first, last) = (positions.start as i64, positions.end as i64 - 1);
-    Ok(Plan::new().edit(Edit::add(Site::Embed, &noise).pos(first..=last)))
+    let edit = Edit::add(Site::Embed, &noise).pos(first..=last);
+    Ok(Plan::new().edit(if let Some(row) = row { edit.row(row) } else { edit }))
 }
 
 /// Checks that pairs can be summed up cell by cell.

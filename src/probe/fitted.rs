@@ -4,7 +4,6 @@ use linfa::DatasetBase;
 use linfa::traits::Fit;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use super::subspace::Subspace;
 use crate::error::{Error, Result};
 use crate::fit::linear;
 use crate::fit::logistic::Logistic;
@@ -14,6 +13,7 @@ use crate::fit::standardiser::Standardiser;
 use crate::folds::k_fold;
 use crate::labelled::Labels;
 use crate::scores::log_loss;
+use crate::subspace::Subspace;
 
 /// How probes are fitted.
 #[derive(Clone, Debug, PartialEq)]

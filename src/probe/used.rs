@@ -12,7 +12,6 @@ use polars::prelude::DataFrame;
 use super::fitted::Probe;
 use super::judge::{Score, judge};
 use super::layers::{Kept, Studied, Study};
-use super::subspace::{Subspace, dot};
 use super::table::Table;
 use crate::direction::takes_directions;
 use crate::edit::Edit;
@@ -25,6 +24,7 @@ use crate::plan::Plan;
 use crate::random::{normal, stream};
 use crate::site::Site;
 use crate::stats::bootstrap;
+use crate::subspace::{Subspace, dot};
 use crate::target::Target;
 use crate::tokens::{Tokens, batches};
 

@@ -56,7 +56,7 @@ fn read(name: &str) -> Result<CircuitFile> {
 }
 
 /// Pairs to find a circuit with, and others to judge it by; a single pair has to do for both.
-fn halves(pairs: &[Pair]) -> (Vec<Pair>, Vec<Pair>) {
+pub fn halves(pairs: &[Pair]) -> (Vec<Pair>, Vec<Pair>) {
     if pairs.len() < 2 {
         return (pairs.to_vec(), pairs.to_vec());
     }

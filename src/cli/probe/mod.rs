@@ -9,6 +9,8 @@ use interp::task::{SHIPPED, Task};
 
 use super::args::Global;
 
+pub use source::stamp;
+
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {

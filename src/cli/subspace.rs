@@ -1,0 +1,235 @@
+use std::path::{Path, PathBuf};
+
+use interp::figure::{Dot, Dots};
+use interp::interchange::{Interchange, Part, frame};
+use interp::probe::saved;
+use interp::random::stream;
+use interp::subspace::Subspace;
+use interp::{Error, Plan, Result, Site, direction};
+use polars::prelude::DataFrame;
+use serde_json::json;
+
+use super::args::Global;
+use super::bench::Bench;
+use super::circuit::halves;
+use super::pairs::PairArgs;
+use super::probe::stamp;
+use super::report::{How, Outcome, Report, bar, counted};
+use super::steer::fingerprint;
+use super::{note, request};
+
+/// Random subspaces that one is compared with.
+const CONTROLS: u64 = 10;
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    pairs: PairArgs,
+    /// Where: resid_pre.3, resid_mid.3, resid_post.3, attn_out.3 or mlp_out.3.
+    #[arg(long, value_name = "SITE")]
+    site: String,
+    /// The position; negative ones count from the end.
+    #[arg(long, value_name = "POS", default_value = "-1", value_parser = super::index, allow_hyphen_values = true)]
+    pos: i64,
+    /// Along what: das (a rotation, trained), pca (of the differences), means (the difference of means), or a file or directory:
+    /// of this command, of `steer`, or of `probe train`.
+    #[arg(long, value_name = "WHAT", default_value = "das")]
+    along: String,
+    /// Dimensions of das and pca [default: 1].
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    dim: Option<u32>,
+    /// Steps of the training [default: 200].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Which of the saved probes, by their task [default: the only one].
+    #[arg(long, value_name = "NAME")]
+    probe: Option<String>,
+}
+
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let trained = args.along == "das";
+    let found = ["das", "pca", "means"].contains(&args.along.as_str());
+    if args.dim.is_some() && !["das", "pca"].contains(&args.along.as_str()) {
+        return Err(request(format!("--dim goes with das and pca; {} has its own", args.along)));
+    }
+    if args.steps.is_some() && !trained {
+        return Err(request(format!("--steps goes with das; {} is not trained", args.along)));
+    }
+    if args.probe.is_some() && !Path::new(&args.along).is_dir() {
+        return Err(request("--probe goes with --along DIR, where `probe train` wrote"));
+    }
+    let asked = args.pairs.read(true)?;
+    let mut bench = Bench::open(global)?;
+    let sites = Site::matching(&args.site, bench.config().n_layer)?;
+    let [site] = sites.as_slice() else {
+        return Err(request(format!("--site names {} sites; one is needed", sites.len())));
+    };
+    let pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
+    let (finding, judging) = if found { halves(&pairs.pairs) } else { (Vec::new(), pairs.pairs.clone()) };
+    if found && pairs.pairs.len() == 1 {
+        note(global.quiet, "note: one pair finds the subspace and judges it; several are split in two");
+    }
+    let tokens = pairs.tokens()?;
+    let read = if found { None } else { Some(read(args, *site, &mut bench, &tokens)?) };
+    let judge = Interchange::new(&bench.model, &judging, *site, args.pos)?;
+    let report = Report::begin("subspace", global, &format!("{} {site} {}", args.along, asked.name))?;
+    let mut losses = Vec::new();
+    let subspace = match read {
+        Some(subspace) => subspace,
+        None => {
+            let finder = Interchange::new(&bench.model, &finding, *site, args.pos)?;
+            let dimensions = args.dim.unwrap_or(1) as usize;
+            let differences = finder.differences()?;
+            match args.along.as_str() {
+                "pca" => Subspace::principal(&differences, dimensions),
+                "means" => {
+                    let sum = |d: usize| differences.iter().map(|row| row[d]).sum::<f64>();
+                    Subspace::spanned(&[(0..differences[0].len()).map(sum).collect()])
+                }
+                _ => {
+                    let bar = bar(global.quiet, 0, "{pos}/{len} steps [{wide_bar}] {per_sec}, {eta} left");
+                    let steps = args.steps.unwrap_or(200) as usize;
+                    let (subspace, found) = finder.train(dimensions, steps, global.seed, &mut counted(&bar))?;
+                    bar.finish_and_clear();
+                    losses = found;
+                    subspace
+                }
+            }
+        }
+    };
+    if subspace.dimensions() == 0 {
+        return Err(request(format!("clean and corrupted runs do not differ at {site}, position {}", args.pos)));
+    }
+    let width = bench.config().n_embd;
+    let mut parts = vec![
+        ("along".to_string(), judge.patched(&subspace, Part::Along)?),
+        ("across".to_string(), judge.patched(&subspace, Part::Across)?),
+        ("whole".to_string(), judge.patched(&subspace, Part::Whole)?),
+    ];
+    for i in 0..CONTROLS {
+        let mut rng = stream(global.seed, "random subspace", i);
+        let random = Subspace::random(subspace.dimensions(), width, &mut rng);
+        parts.push((format!("random {i}"), judge.patched(&random, Part::Along)?));
+    }
+    let frame = frame(&parts, judge.ends(), global.seed)?;
+    subspace.save(&report.dir().join("subspace.safetensors"), *site)?;
+    let mut extra = pairs.record();
+    extra["subspace"] = json!({
+        "site": site.to_string(), "pos": args.pos, "along": args.along, "dimensions": subspace.dimensions(), "of": width,
+        "finding": finding.len(), "judging": judging.len(),
+        "losses": losses, "steps": trained.then(|| args.steps.unwrap_or(200)),
+    });
+    let summary = summary(&frame, args, *site, (subspace.dimensions(), width), &losses)?;
+    let outcome = Outcome {
+        page: Vec::new(),
+        figure: draw(&frame, args, *site)?,
+        summary,
+        frame,
+        how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
+    };
+    drop(judge);
+    report.finish(global, bench, outcome)
+}
+
+/// A subspace from a file of this command or of `steer`, or from saved probes.
+fn read(args: &Args, site: Site, bench: &mut Bench, tokens: &interp::Tokens) -> Result<Subspace> {
+    let path = PathBuf::from(&args.along);
+    if !path.exists() {
+        return Err(Error::Missing(format!(
+            "there is no `{}`; --along takes das, pca, means, a file or a directory",
+            args.along.escape_debug()
+        )));
+    }
+    if path.is_dir() {
+        let digests = bench.source.digests()?;
+        let all = saved::load(&path, bench.config(), &stamp(digests.weights, bench, tokens))?;
+        let names = all.iter().map(|saved| saved.name.as_str()).collect::<Vec<_>>().join(", ");
+        let saved = match (&args.probe, all.as_slice()) {
+            (None, [one]) => one,
+            (None, _) => {
+                return Err(request(format!("{} holds probes of {names}; choose with --probe", path.display())));
+            }
+            (Some(name), all) => all.iter().find(|saved| saved.name == *name).ok_or_else(|| {
+                request(format!("{} holds no probe `{}`; it has {names}", path.display(), name.escape_debug()))
+            })?,
+        };
+        let kept = saved.kept.iter().find(|kept| kept.site == site);
+        let sites = || saved.kept.iter().map(|kept| kept.site.to_string()).collect::<Vec<_>>().join(", ");
+        let kept = kept.ok_or_else(|| request(format!("the probe is of {}, not of {site}", sites())))?;
+        return Ok(kept.probe.subspace());
+    }
+    if let Ok((subspace, own)) = Subspace::load(&path) {
+        return match own == site {
+            true => Ok(subspace),
+            false => Err(request(format!("{} is a subspace of {own}, not of {site}", path.display()))),
+        };
+    }
+    let fingerprint = fingerprint(bench)?;
+    let directions = direction::load(&path, &bench.model, &fingerprint)?;
+    let own = directions.iter().find(|direction| direction.site == site);
+    let own = own.ok_or_else(|| request(format!("{} holds no direction at {site}", path.display())))?;
+    Ok(Subspace::spanned(&[own.unit.iter().map(|x| f64::from(*x)).collect()]))
+}
+
+/// The summed rows: part, effect, low and high.
+fn sums(frame: &DataFrame) -> Result<Vec<(String, f64, f64, f64)>> {
+    let pair = frame.column("pair")?.u32()?;
+    let (part, effect) = (frame.column("part")?.str()?, frame.column("effect")?.f64()?);
+    let (low, high) = (frame.column("low")?.f64()?, frame.column("high")?.f64()?);
+    let value = |x: Option<f64>| x.unwrap_or(f64::NAN);
+    Ok((0..frame.height())
+        .filter(|&i| pair.get(i).is_none())
+        .map(|i| {
+            (part.get(i).unwrap_or_default().to_string(), value(effect.get(i)), value(low.get(i)), value(high.get(i)))
+        })
+        .collect())
+}
+
+fn summary(
+    frame: &DataFrame,
+    args: &Args,
+    site: Site,
+    (dimensions, width): (usize, usize),
+    losses: &[f64],
+) -> Result<String> {
+    let mut lines = vec![format!(
+        "{dimensions} of {width} dimensions at {site}, position {}, along {}: 0 is the corrupted answer, 1 the clean one",
+        args.pos, args.along
+    )];
+    let sums = sums(frame)?;
+    for (part, effect, low, high) in sums.iter().filter(|(part, ..)| !part.starts_with("random")) {
+        let bounds = if low.is_nan() { String::new() } else { format!(" [{low:.3}, {high:.3}]") };
+        lines.push(format!("  {part:<8} {effect:.3}{bounds}"));
+    }
+    let random: Vec<f64> = sums.iter().filter(|(part, ..)| part.starts_with("random")).map(|row| row.1).collect();
+    let mean = random.iter().sum::<f64>() / random.len() as f64;
+    let most = random.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    lines.push(format!("  random   {mean:.3}, at most {most:.3} of {CONTROLS}"));
+    let of = |name: &str| sums.iter().find(|(part, ..)| part == name).map_or(f64::NAN, |row| row.1);
+    if of("along") > of("whole") + 0.05 {
+        // Makelov et al. 2023, "Is this the subspace you are looking for?"
+        lines.push(
+            "along carries more than the whole site: it may turn a direction that the model itself does not move along"
+                .into(),
+        );
+    }
+    if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
+        lines.push(format!("loss {first:.3} at the first step, {last:.3} at the last"));
+    }
+    Ok(lines.join("\n"))
+}
+
+fn draw(frame: &DataFrame, args: &Args, site: Site) -> Result<interp::figure::Figure> {
+    let row = |(part, value, low, high): (String, f64, f64, f64)| {
+        (part, vec![Dot { series: 0, value, low, high, mark: None }])
+    };
+    Ok(Dots {
+        title: format!("{site} along {}", args.along),
+        note: "0 is the corrupted answer, 1 the clean one".into(),
+        value_name: "effect".into(),
+        shares: false,
+        series: vec![String::new()],
+        rows: sums(frame)?.into_iter().map(row).collect(),
+    }
+    .draw())
+}

@@ -1,0 +1,308 @@
+//! Interchange interventions along a subspace: what of one run's activation another run takes over (Geiger et al. 2021), and
+//! the rotation that is trained so that a few dimensions carry one binary variable (distributed alignment search, Geiger et
+//! al. 2024).
+
+use candle_core::{DType, Tensor, Var};
+use polars::prelude::{DataFrame, df};
+
+use crate::edit::Edit;
+use crate::error::{Error, Result};
+use crate::frame::to_f32;
+use crate::gpt2::{Gpt2, LogitsAt};
+use crate::metric::Metric;
+use crate::pair::Pair;
+use crate::plan::{Plan, Trace};
+use crate::random::{SliceRandom, normal, stream};
+use crate::site::{Site, resolve_index};
+use crate::stats;
+use crate::subspace::Subspace;
+use crate::tokens::Tokens;
+
+/// Pairs of a training step.
+const BATCH: usize = 16;
+/// Share of the last step's direction that the next one keeps.
+const MOMENTUM: f64 = 0.9;
+/// How far the first step turns the subspace, in radians about; later ones less, down to none.
+const TURN: f64 = 0.3;
+
+/// What of the activation is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What lies in the subspace.
+    Along,
+    /// What lies at right angles to it.
+    Across,
+    /// All of it.
+    Whole,
+}
+
+/// Pairs of one length, with their activations at one place.
+pub struct Interchange<'a> {
+    model: &'a Gpt2,
+    pairs: &'a [Pair],
+    site: Site,
+    pos: usize,
+    clean: Side,
+    corrupt: Side,
+}
+
+/// The clean or the corrupted runs.
+struct Side {
+    tokens: Tokens,
+    /// `resid_pre` of the layer of the site, `[pair, pos, dim]`.
+    resid: Tensor,
+    /// The activation, `[pair, 1, dim]`.
+    value: Tensor,
+    logit_diff: Vec<f64>,
+}
+
+impl<'a> Interchange<'a> {
+    /// Runs all pairs. Negative positions count from the end.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no pair, pairs of different lengths, noise, a site that is no stream of a layer, and a position that
+    /// the prompts do not have; faults of the prompts.
+    pub fn new(model: &'a Gpt2, pairs: &'a [Pair], site: Site, pos: i64) -> Result<Self> {
+        let Some(first) = pairs.first() else { return Err(Error::request("there is no pair")) };
+        if let Some(other) = pairs.iter().find(|pair| pair.len() != first.len()) {
+            return Err(Error::request(format!(
+                "pairs of {} and of {} tokens: a place in the prompt needs pairs of one length (--template N draws such pairs)",
+                first.len(),
+                other.len()
+            )));
+        }
+        if pairs.iter().any(|pair| pair.noise().is_some()) {
+            return Err(Error::request("activations are interchanged between two prompts, not with noise"));
+        }
+        let layer = match site {
+            Site::ResidPre(l) | Site::ResidMid(l) | Site::ResidPost(l) | Site::AttnOut(l) | Site::MlpOut(l) => l,
+            _ => {
+                return Err(Error::request(format!(
+                    "`{site}` is no stream: subspaces are of resid_pre, resid_mid, resid_post, attn_out and mlp_out"
+                )));
+            }
+        };
+        let pos = resolve_index("pos", pos, first.len())?;
+        let side = |of: fn(&Pair) -> &Tokens| -> Result<Side> {
+            let tokens = Tokens::from_ids(pairs.iter().map(|pair| of(pair).row(0).to_vec()).collect())?;
+            let trace = Plan::new().reads([site, Site::ResidPre(layer)]).logits(LogitsAt::Last).run(model, &tokens)?;
+            let value = trace.get(site)?.narrow(1, pos, 1)?.contiguous()?;
+            let logit_diff = logit_diffs(&trace, pairs)?;
+            Ok(Side { resid: trace.get(Site::ResidPre(layer))?.clone(), value, logit_diff, tokens })
+        };
+        Ok(Self { model, pairs, site, pos, clean: side(Pair::clean)?, corrupt: side(Pair::corrupt)? })
+    }
+
+    /// What activations differ by, clean less corrupted, by pair.
+    ///
+    /// # Errors
+    /// As candle.
+    pub fn differences(&self) -> Result<Vec<Vec<f64>>> {
+        let difference = to_f32(&(&self.clean.value - &self.corrupt.value)?)?;
+        let width = self.model.config().n_embd;
+        Ok(difference.chunks_exact(width).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect())
+    }
+
+    /// The logit difference of every pair, corrupted and clean.
+    pub fn ends(&self) -> (&[f64], &[f64]) {
+        (&self.corrupt.logit_diff, &self.clean.logit_diff)
+    }
+
+    /// The logit difference of every corrupted run that takes over a part of the clean run's activation.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a subspace of another width.
+    pub fn patched(&self, subspace: &Subspace, part: Part) -> Result<Vec<f64>> {
+        let basis = self.basis(subspace)?;
+        let all: Vec<u32> = (0..self.pairs.len() as u32).collect();
+        let trace = self.run(&self.corrupt, &self.clean, &all, &basis, part)?;
+        logit_diffs(&trace, self.pairs)
+    }
+
+    fn basis(&self, subspace: &Subspace) -> Result<Tensor> {
+        let width = self.model.config().n_embd;
+        if subspace.dimensions() == 0 || subspace.basis().iter().any(|row| row.len() != width) {
+            let own = subspace.basis().first().map_or(0, Vec::len);
+            return Err(Error::request(format!("a subspace of {own} coordinates does not fit a stream of {width}")));
+        }
+        let values: Vec<f32> = subspace.basis().iter().flatten().map(|x| *x as f32).collect();
+        Ok(Tensor::from_vec(values, (subspace.dimensions(), width), self.model.device())?)
+    }
+
+    /// Runs of one side, from the layer of the site on, which take over a part of the other side's activation.
+    fn run(&self, base: &Side, source: &Side, rows: &[u32], basis: &Tensor, part: Part) -> Result<Trace> {
+        let index = Tensor::new(rows, self.model.device())?;
+        let select = |x: &Tensor| x.index_select(&index, 0);
+        let tokens = Tokens::from_ids(rows.iter().map(|row| base.tokens.row(*row as usize).to_vec()).collect())?;
+        let (source, basis) = (select(&source.value)?.to_dtype(DType::F32)?, basis.clone());
+        let taken = move |own: &Tensor| -> Result<Tensor> {
+            let (n, one, width) = own.dims3()?;
+            let away = (&source - own.to_dtype(DType::F32)?)?.reshape((n * one, width))?;
+            let along = away.matmul(&basis.t()?)?.matmul(&basis)?;
+            let moved = match part {
+                Part::Along => along,
+                Part::Across => (away - along)?,
+                Part::Whole => away,
+            };
+            Ok((own + moved.reshape((n, one, width))?.to_dtype(own.dtype())?)?)
+        };
+        let layer = self.site.layer().unwrap_or(0);
+        Plan::new()
+            .from(layer, &select(&base.resid)?)
+            .edit(Edit::map(self.site, taken).pos(self.pos))
+            .logits(LogitsAt::Last)
+            .run(self.model, &tokens)
+    }
+
+    /// Trains a subspace of so many dimensions: taking over what lies in it has to turn the answer, in either direction. It
+    /// starts from the principal directions of the differences and descends the mean of log(1 + e^−x), where x is the logit
+    /// difference in favour of the other run's answer; `progress(done, all)` counts steps.
+    ///
+    /// Returns it with the loss of every step.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no dimension or more than the stream has, no steps, and what `progress` returns.
+    pub fn train(
+        &self,
+        dimensions: usize,
+        steps: usize,
+        seed: u64,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<(Subspace, Vec<f64>)> {
+        let width = self.model.config().n_embd;
+        if dimensions == 0 || dimensions > width || steps == 0 {
+            return Err(Error::request(format!(
+                "{dimensions} dimensions of {width} in {steps} steps: give 1 to {width}, and at least one step"
+            )));
+        }
+        let mut rng = stream(seed, "subspace", 0);
+        let mut start = Subspace::principal(&self.differences()?, dimensions).basis().to_vec();
+        // Fewer pairs than dimensions leave the rest to chance.
+        while start.len() < dimensions {
+            start.push((0..width).map(|_| normal(&mut rng)).collect());
+            start = Subspace::spanned(&start).basis().to_vec();
+        }
+        let mut subspace = Subspace::spanned(&start);
+        let mut momentum = vec![vec![0.0; width]; dimensions];
+        let mut losses = Vec::with_capacity(steps);
+        let mut order: Vec<u32> = (0..self.pairs.len() as u32).collect();
+        for step in 0..steps {
+            order.shuffle(&mut rng);
+            let rows = &order[..order.len().min(BATCH)];
+            let basis = Var::from_tensor(&self.basis(&subspace)?)?;
+            let mut loss = 0.0;
+            let mut gradient = vec![vec![0.0; width]; dimensions];
+            for (base, source, sign) in [(&self.corrupt, &self.clean, 1.0), (&self.clean, &self.corrupt, -1.0)] {
+                let trace = self.run(base, source, rows, basis.as_tensor(), Part::Along)?;
+                let pairs: Vec<Pair> = rows.iter().map(|row| self.pairs[*row as usize].clone()).collect();
+                let n = 2.0 * rows.len() as f64;
+                // d log(1 + e^−x) / dx = −1 / (1 + eˣ)
+                let slopes: Vec<f64> = logit_diffs(&trace, &pairs)?
+                    .into_iter()
+                    .map(|value| {
+                        let x = sign * value;
+                        loss += (-x).max(0.0) + (-x.abs()).exp().ln_1p();
+                        -sign / (1.0 + x.exp()) / n
+                    })
+                    .collect();
+                let metric = weighed(&trace, &pairs, &slopes)?;
+                let grads = metric.backward()?;
+                let grads = grads.get(basis.as_tensor()).ok_or_else(|| Error::Bug("no way to the basis".into()))?;
+                for (sum, row) in gradient.iter_mut().zip(grads.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
+                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                }
+            }
+            losses.push(loss / (2 * rows.len()) as f64);
+            let turn = TURN * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
+            subspace = descend(&subspace, gradient, &mut momentum, turn);
+            progress(step + 1, steps)?;
+        }
+        Ok((subspace, losses))
+    }
+}
+
+/// One step on the manifold of subspaces: the gradient without what only turns the subspace within itself, with momentum, of a
+/// given length; then at right angles again.
+fn descend(subspace: &Subspace, gradient: Vec<Vec<f64>>, momentum: &mut [Vec<f64>], turn: f64) -> Subspace {
+    let basis = subspace.basis();
+    let dot = crate::subspace::dot;
+    for (momentum, gradient) in momentum.iter_mut().zip(&gradient) {
+        momentum.iter_mut().zip(gradient).for_each(|(momentum, g)| *momentum = MOMENTUM * *momentum + g);
+        for own in basis {
+            let along = dot(momentum, own);
+            momentum.iter_mut().zip(own).for_each(|(momentum, own)| *momentum -= along * own);
+        }
+    }
+    let length = momentum.iter().map(|row| dot(row, row)).sum::<f64>().sqrt();
+    if length == 0.0 {
+        return subspace.clone();
+    }
+    let moved = |(own, momentum): (&Vec<f64>, &Vec<f64>)| {
+        own.iter().zip(momentum).map(|(own, momentum)| own - turn * momentum / length).collect()
+    };
+    Subspace::spanned(&basis.iter().zip(&*momentum).map(moved).collect::<Vec<_>>())
+}
+
+/// The logit difference of each row.
+fn logit_diffs(trace: &Trace, pairs: &[Pair]) -> Result<Vec<f64>> {
+    let logits = trace.logits()?;
+    let vocab = logits.dim(2)?;
+    let all = to_f32(logits)?;
+    Ok(all.chunks_exact(vocab).zip(pairs).map(|(row, pair)| Metric::LogitDiff.of(row, &[], pair.target())).collect())
+}
+
+/// Σ slope · logit difference, as a tensor.
+fn weighed(trace: &Trace, pairs: &[Pair], slopes: &[f64]) -> Result<Tensor> {
+    let logits = trace.logits()?;
+    let (rows, _, vocab) = logits.dims3()?;
+    let mut weights = Vec::with_capacity(rows * vocab);
+    for (pair, slope) in pairs.iter().zip(slopes) {
+        let gradient = Metric::LogitDiff.gradient(&vec![0.0; vocab], &[], pair.target())?;
+        weights.extend(gradient.into_iter().map(|x| (x * slope) as f32));
+    }
+    let weights = Tensor::from_vec(weights, (rows, 1, vocab), logits.device())?.to_dtype(logits.dtype())?;
+    Ok((logits * weights)?.sum_all()?)
+}
+
+/// Logit differences of some interventions as a frame, with what is left of the effect on the answer.
+///
+/// | column | |
+/// |---|---|
+/// | `part` | what was taken over |
+/// | `pair` | which; null in the rows that sum up |
+/// | `logit_diff` | after it |
+/// | `effect` | 0 for the corrupted run, 1 for the clean one; summed up: of the means |
+/// | `low`, `high` | 95 % bootstrap interval of the summed effect |
+///
+/// # Errors
+/// [`Error::Request`] where clean and corrupted runs answer alike.
+pub fn frame(parts: &[(String, Vec<f64>)], ends: (&[f64], &[f64]), seed: u64) -> Result<DataFrame> {
+    let (base, source) = ends;
+    let sum = |rows: &[usize], of: &dyn Fn(usize) -> f64| rows.iter().map(|&i| of(i)).sum::<f64>();
+    let all: Vec<usize> = (0..base.len()).collect();
+    if sum(&all, &|i| source[i] - base[i]) == 0.0 {
+        return Err(Error::request("the clean and the corrupted runs answer alike: nothing could be taken over"));
+    }
+    type Row = (String, Option<u32>, f64, Option<f64>, Option<stats::Interval>);
+    let mut rows: Vec<Row> = Vec::new();
+    for (name, values) in parts {
+        let share = |rows: &[usize]| sum(rows, &|i| values[i] - base[i]) / sum(rows, &|i| source[i] - base[i]);
+        let interval = (all.len() > 1).then(|| stats::bootstrap_of(&all, seed, share));
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        rows.push((name.clone(), None, mean, Some(share(&all)), interval));
+    }
+    for (name, values) in parts {
+        for (i, value) in values.iter().enumerate() {
+            let span = source[i] - base[i];
+            rows.push((name.clone(), Some(i as u32), *value, (span != 0.0).then(|| (value - base[i]) / span), None));
+        }
+    }
+    Ok(df!(
+        "part" => rows.iter().map(|row| row.0.clone()).collect::<Vec<_>>(),
+        "pair" => rows.iter().map(|row| row.1).collect::<Vec<_>>(),
+        "logit_diff" => rows.iter().map(|row| row.2).collect::<Vec<_>>(),
+        "effect" => rows.iter().map(|row| row.3).collect::<Vec<_>>(),
+        "low" => rows.iter().map(|row| row.4.map(|interval| interval.low)).collect::<Vec<_>>(),
+        "high" => rows.iter().map(|row| row.4.map(|interval| interval.high)).collect::<Vec<_>>(),
+    )?)
+}
