@@ -3,21 +3,29 @@
 //! `tests/fixtures/make_circuits.py` makes the fixture.
 
 mod common;
+#[path = "common/process.rs"]
+mod process;
 
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use common::{fixture, parity_model, values};
 use interp::edges::{Steps, attribute, exact};
-use interp::graph::{Circuit, Graph, Outputs, Rewired};
+use interp::frame::load_parquet;
+use interp::graph::{Circuit, CircuitFile, Edge, Graph, Instead, Judge, Outputs, Receiver, Rewired, Source};
+use interp::interchange::{Interchange, Part};
 use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::patch::{Options, attribute as attribute_cells};
 use interp::paths::{End, Freeze, paths};
+use interp::prune::prune;
+use interp::random::stream;
 use interp::saliency::{Baseline, saliency};
+use interp::subspace::Subspace;
 use interp::sweep::Sweep;
 use interp::target::Target;
-use interp::{Gpt2, Tokens};
+use interp::{Edit, Gpt2, LogitsAt, Plan, Site, Tokens};
+use process::Interp;
 
 const MODELS: [&str; 3] = ["wide", "thin", "untied"];
 
@@ -190,5 +198,231 @@ fn inputs_are_attributed_as_by_autograd() {
             let fine = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 64);
             assert!(fine.unwrap().gap().abs() < coarse.unwrap().gap().abs() / 4.0, "more steps come closer");
         }
+    }
+}
+
+#[test]
+fn integrated_gradients_add_up_as_steps_grow() {
+    let case = Case::new("untied");
+    let graph = Graph::of(case.model.config());
+    let gap = |m: usize| {
+        let scores =
+            attribute(&case.model, &case.pairs[..1], Metric::LogitDiff, Steps::Integrated(m), &mut quiet).unwrap();
+        let leaving = (0..graph.edges()).filter(|edge| graph.edge(*edge).from == Source::Input);
+        let ends = &case.peer("ends")[0];
+        (leaving.map(|edge| scores[0][edge]).sum::<f64>() - (ends[0] - ends[1])).abs() / (ends[0] - ends[1]).abs()
+    };
+    let gaps = [4, 16, 64].map(gap);
+    assert!(gaps[0] > 2.0 * gaps[1] && gaps[1] > 2.0 * gaps[2] && gaps[2] < 0.02, "{gaps:?}");
+}
+
+#[test]
+fn the_full_circuit_is_the_model_and_the_empty_one_the_corrupted_run() {
+    let case = Case::new("wide");
+    let graph = Graph::of(case.model.config());
+    for pair in &case.pairs {
+        let (other, corrupt) = Outputs::run(&case.model, pair.corrupt()).unwrap();
+        let run = |circuit: &Circuit| Rewired::run(&case.model, pair.clean(), &[circuit], &other).unwrap();
+        let clean = case.model.forward(pair.clean()).unwrap();
+        let last = clean.narrow(1, pair.len() - 1, 1).unwrap().squeeze(1).unwrap();
+        assert!(common::max_difference(&run(&Circuit::full(graph)), &last) < 1e-6);
+        let corrupt = corrupt.squeeze(1).unwrap();
+        assert!(common::max_difference(&run(&Circuit::empty(graph)), &corrupt) < 1e-5);
+    }
+    // A circuit for each prompt, or for all: nothing in between, and no circuit of another model.
+    let (other, _) = Outputs::run(&case.model, case.pairs[0].corrupt()).unwrap();
+    let full = Circuit::full(graph);
+    assert!(Rewired::run(&case.model, case.pairs[0].clean(), &[&full, &full], &other).is_err());
+    let foreign = Circuit::full(Graph { layers: 2, heads: 5 });
+    let error = Rewired::run(&case.model, case.pairs[0].clean(), &[&foreign], &other).unwrap_err().to_string();
+    assert!(error.contains("of 2 layers with 5 heads each, this one has 3 with 5"), "{error}");
+}
+
+#[test]
+fn an_edge_is_an_edit_of_what_a_head_reads() {
+    // The same edge by hand: what TransformerLens's users do with hook_q_input.
+    let case = Case::new("untied");
+    let pair = &case.pairs[1];
+    let graph = Graph::of(case.model.config());
+    for name in ["a0.h1->a2.h0<q>", "m1->a3.h1<v>", "input->a1.h0<k>", "a1.h1->m2"] {
+        let edge: Edge = name.parse().unwrap();
+        let number = graph.edge_index(edge).unwrap();
+        let (clean, _) = Outputs::run(&case.model, pair.clean()).unwrap();
+        let (corrupt, _) = Outputs::run(&case.model, pair.corrupt()).unwrap();
+        let source = graph.source_index(edge.from);
+        let change = (corrupt.tensor() - clean.tensor()).unwrap().narrow(1, source, 1).unwrap();
+        let width = case.model.config().n_embd;
+        let edit = match edge.to {
+            Receiver::Head { layer, head, reads } => {
+                Edit::add(reads.input(layer), &change.reshape((pair.len(), 1, width)).unwrap()).head(head)
+            }
+            Receiver::Mlp(layer) => Edit::add(Site::MlpIn(layer), &change.reshape((pair.len(), width)).unwrap()),
+            Receiver::Logits => unreachable!(),
+        };
+        let logits =
+            |plan: Plan| values(plan.logits(LogitsAt::Last).run(&case.model, pair.clean()).unwrap().logits().unwrap());
+        let value = |logits: Vec<f64>| logits[3] - logits[8];
+        let by_hand = value(logits(Plan::new())) - value(logits(Plan::new().edit(edit)));
+        let found = exact(&case.model, pair, Metric::LogitDiff, &[number], None, &mut quiet).unwrap();
+        assert!((found[0] - by_hand).abs() < 2e-6, "{name}: {} by itself, {by_hand} by hand", found[0]);
+        assert!(by_hand != 0.0, "{name} does nothing");
+    }
+}
+
+#[test]
+fn pruning_keeps_what_is_needed() {
+    let case = Case::new("untied");
+    let judge = Judge::new(&case.model, &case.pairs, Metric::Kl, Instead::Corrupt, None).unwrap();
+    let mut last = usize::MAX;
+    for threshold in [0.0, 1e-4, 1e-2, 10.0] {
+        let circuit = prune(&judge, threshold, &mut quiet).unwrap();
+        assert!(circuit.len() <= last, "{} edges after {last}", circuit.len());
+        last = circuit.len();
+        // No receiver's edges cost more together than each was allowed to.
+        let share = judge.faithfulness(&judge.values(&circuit).unwrap(), 0).mean;
+        assert!(threshold > 1e-4 || share > 0.9, "{threshold}: {share}");
+    }
+    assert_eq!(last, 0, "what costs anything may go");
+    assert!(prune(&judge, -1.0, &mut quiet).is_err() && prune(&judge, f64::NAN, &mut quiet).is_err());
+}
+
+#[test]
+fn a_subspace_is_patched_as_its_formula_says() {
+    let case = Case::new("untied");
+    let pair = &case.pairs[0];
+    let (site, pos, width) = (Site::ResidPost(1), 2, case.model.config().n_embd);
+    let interchange = Interchange::new(&case.model, std::slice::from_ref(pair), site, pos).unwrap();
+    let mut rng = stream(3, "test", 0);
+    let subspace = Subspace::random(3, width, &mut rng);
+    let read = |tokens: &Tokens| values(Plan::new().read(site).run(&case.model, tokens).unwrap().get(site).unwrap());
+    let at = |all: Vec<f64>| all[pos as usize * width..][..width].to_vec();
+    let (clean, corrupt) = (at(read(pair.clean())), at(read(pair.corrupt())));
+    let mut moved = corrupt.clone();
+    for direction in subspace.basis() {
+        let along: f64 = direction.iter().zip(clean.iter().zip(&corrupt)).map(|(d, (a, b))| d * (a - b)).sum();
+        moved.iter_mut().zip(direction).for_each(|(x, d)| *x += along * d);
+    }
+    let value = Tensor::from_vec(moved, width, &Device::Cpu).unwrap();
+    let plan = Plan::new().edit(Edit::set(site, &value).pos(pos)).logits(LogitsAt::Last);
+    let logits = values(plan.run(&case.model, pair.corrupt()).unwrap().logits().unwrap());
+    let found = interchange.patched(&subspace, Part::Along).unwrap()[0];
+    assert!((found - (logits[3] - logits[8])).abs() < 1e-5, "{found}");
+    // Along and across make up the whole, and the whole space is the whole.
+    let all = Subspace::random(width, width, &mut rng);
+    let whole = interchange.patched(&subspace, Part::Whole).unwrap()[0];
+    assert!((interchange.patched(&all, Part::Along).unwrap()[0] - whole).abs() < 1e-5);
+    assert!((interchange.patched(&all, Part::Across).unwrap()[0] - interchange.ends().0[0]).abs() < 1e-5);
+    // Training finds a direction that does more than the principal one, and one that is written is read back.
+    let (trained, losses) = interchange.train(1, 60, 0, &mut quiet).unwrap();
+    assert!(losses[59] < losses[0], "{losses:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("subspace.safetensors");
+    trained.save(&path, site).unwrap();
+    let (again, own) = Subspace::load(&path).unwrap();
+    assert_eq!(own, site);
+    let same = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-6;
+    assert!(trained.basis()[0].iter().zip(&again.basis()[0]).all(same));
+    assert!(Subspace::load(&fixture("circuits.safetensors")).is_err());
+    assert!(interchange.train(0, 5, 0, &mut quiet).is_err() && interchange.train(width + 1, 5, 0, &mut quiet).is_err());
+}
+
+#[test]
+fn circuits_that_are_shipped_can_be_read() {
+    for (name, _) in interp::graph::SHIPPED {
+        let file = CircuitFile::shipped(name).unwrap().unwrap();
+        let circuit = file.circuit().unwrap();
+        assert_eq!(circuit, circuit.connected(), "{name}");
+        let again = CircuitFile::parse(&file.to_toml().unwrap(), std::path::Path::new("again")).unwrap();
+        assert_eq!(again, file);
+    }
+    let ioi = CircuitFile::shipped("ioi").unwrap().unwrap();
+    assert_eq!(ioi.circuit().unwrap().nodes().len(), 26 + 12);
+    assert_eq!(ioi.role("9.9".parse().unwrap()), Some("name mover"));
+    assert_eq!(ioi.role("m3".parse().unwrap()), None);
+    // A file of EAP-IG.
+    let json = r#"{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {}, "edges": {
+        "input->a0.h0<v>": {"score": 1.0, "in_graph": true}, "a0.h0->logits": {"score": 1.0, "in_graph": true},
+        "input->logits": {"score": 0.0, "in_graph": false}}}"#;
+    let file = CircuitFile::parse(json, std::path::Path::new("graph.json")).unwrap();
+    assert_eq!(file.circuit().unwrap().len(), 2);
+}
+
+#[test]
+fn prompts_become_a_circuit_by_one_command() {
+    let dir = tempfile::tempdir().unwrap();
+    for (pairs, method) in [("tiny-ioi", "eap-ig"), ("tiny-pronoun", "exact")] {
+        let out = dir.path().join(pairs);
+        let line = format!("circuit find --pairs {pairs} --num-pairs 40 --method {method} --out {}", out.display());
+        Interp::new().words(&line).run().ok();
+        let run: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(out.join("run.json")).unwrap()).unwrap();
+        let number = |key: &str| run["circuit"][key].as_f64().unwrap();
+        // Found on some pairs, and nearly as faithful on others; random circuits of its size carry nothing.
+        assert!(number("faithfulness") > 0.75 && number("edges") < 60.0, "{}", run["circuit"]);
+        assert!(run["circuit"]["random"]["high"].as_f64().unwrap() < 0.2, "{}", run["circuit"]);
+        let edges = load_parquet(&out.join("frame.parquet")).unwrap();
+        assert_eq!(edges.height(), 1108);
+        let kept = edges.column("kept").unwrap().bool().unwrap().sum().unwrap();
+        assert_eq!(f64::from(kept), number("edges"));
+        // The file that was written is what other commands read.
+        let file = out.join("circuit.toml");
+        let tested = Interp::new()
+            .words(&format!("circuit test {} --num-pairs 20 --format json", file.display()))
+            .words(&format!("--out {}", dir.path().join(format!("{pairs}-test")).display()))
+            .run()
+            .ok();
+        let tested: serde_json::Value = serde_json::from_str(&tested.stdout).unwrap();
+        assert!(tested["run"]["circuit"]["faithfulness"].as_f64().unwrap() > 0.7);
+        assert!(tested["run"]["circuit"]["rest"].as_f64().unwrap().abs() < 0.2);
+    }
+}
+
+#[test]
+fn wrong_requests_are_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let path = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let head = "about = 'x'\nlayers = 6\nheads = 4\n";
+    let other = path("other.toml", "about = 'x'\nlayers = 2\nheads = 4\nedges = ['input->logits']");
+    let loose = path("loose.toml", &format!("{head}edges = ['m0->m1']"));
+    let back = path("back.toml", &format!("{head}edges = ['m1->m0']"));
+    let key = path("key.toml", &format!("{head}egdes = ['m0->m1']"));
+    let pairs = "--pairs tiny-ioi --num-pairs 4";
+    for (line, code, why) in [
+        (format!("circuit find {pairs} --method eap --steps 3"), 2, "--steps goes with --method eap-ig"),
+        (format!("circuit find {pairs} --method acdc --edges 3"), 2, "acdc has --threshold"),
+        (format!("circuit find {pairs} --threshold 0.1"), 2, "--threshold goes with --method acdc"),
+        (format!("circuit find {pairs} --metric rank"), 2, "no gradient"),
+        (format!("circuit find {pairs} --least 1.5"), 2, "a share above 0"),
+        (format!("circuit find {pairs} --edges 1"), 2, "do not lead from the input to the logits"),
+        (format!("circuit find {pairs} --instead nothing"), 2, "there is no ablation `nothing`"),
+        ("circuit find --prompt x".into(), 2, "--prompt"),
+        (format!("circuit test ooi {pairs}"), 2, "there is no circuit `ooi`, the nearest is `ioi`"),
+        (format!("circuit test nowhere.toml {pairs}"), 66, "nowhere.toml"),
+        (format!("circuit test {other} {pairs}"), 2, "2 layers with 4 heads each, this one has 6 with 4"),
+        (format!("circuit test {loose} {pairs}"), 65, "1 edges lie on no way from the input to the logits"),
+        (format!("circuit test {back} {pairs}"), 65, "m1 does not come before m0"),
+        (format!("circuit test {key} {pairs}"), 65, "egdes"),
+        (format!("paths {pairs} --receiver 9.9.q"), 2, "layers 0..=5 and heads 0..=3"),
+        (format!("paths {pairs} --receiver 5.1"), 2, "`5.1` reads nothing"),
+        (format!("paths {pairs} --receiver logits,m3"), 2, "not at both"),
+        (format!("paths {pairs} --receiver m3,m3"), 2, "m3 is there twice"),
+        (format!("patch {pairs} --calibrate 3"), 2, "--attribution"),
+        (format!("patch {pairs} --attribution --metric rank --sweep attn_head_out_all_pos"), 2, "no gradient"),
+        ("saliency --prompt x --answer y --metric logit_diff".into(), 2, "needs --wrong"),
+        ("saliency --prompt x --answer y --metric kl".into(), 2, "kl is 0"),
+        (format!("subspace {pairs} --site resid_post.1"), 2, "--template N"),
+        (format!("subspace {pairs} --template 0 --site z.1"), 2, "`z.1` is no stream"),
+        (format!("subspace {pairs} --template 0 --site resid_post.1 --pos 99"), 2, "99 is out of range"),
+        (format!("subspace {pairs} --template 0 --site resid_post.1 --along nowhere"), 66, "there is no `nowhere`"),
+        (format!("subspace {pairs} --template 0 --site resid_post.1 --along means --dim 2"), 2, "--dim goes with das"),
+        (format!("subspace {pairs} --template 0 --site resid_post.* "), 2, "--site names 6 sites"),
+    ] {
+        Interp::new().words(&line).words(&format!("--out {}", out.display())).run().refused(code, why);
+        assert!(!out.join("run.json").exists(), "{line}");
     }
 }

@@ -36,7 +36,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let file = read(&args.circuit)?;
     let circuit = file.circuit()?;
-    let asked = match args.pairs.is_given() || file.pairs.is_empty() {
+    let asked = match args.pairs.pairs.is_some() || args.pairs.clean.is_some() || file.pairs.is_empty() {
         true => args.pairs.read(true)?,
         false => super::super::pairs::asked(&file.pairs, &args.pairs.draw)?,
     };
