@@ -27,15 +27,15 @@
 //!
 //! Modules stand on floors and use only what is on their own floor or below:
 //!
-//! 1. names: [`site`], [`hooks`], [`error`], [`device`]
+//! 1. names: [`site`], [`reads`], [`hooks`], [`error`], [`device`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
-//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`convention`],
+//!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`graph`], [`subspace`], [`convention`],
 //!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`], [`suite`], [`study`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`behave`], [`capture`], [`card`], [`catalogue`],
-//!    [`composition`], [`detector`], [`export`], [`heads`], [`lens`], [`neurons`], [`patch`], [`perplexity`], [`predict`], [`probe`],
-//!    [`residual`], [`steer`], [`train`]
+//!    [`composition`], [`detector`], [`edges`], [`export`], [`faithful`], [`heads`], [`interchange`], [`lens`], [`neurons`], [`patch`],
+//!    [`paths`], [`perplexity`], [`predict`], [`probe`], [`prune`], [`residual`], [`saliency`], [`steer`], [`train`]
 //! 5. presentation: [`figure`], [`page`], [`notebook`]; [`verify`] and [`known`], which hold analyses against published figures and numbers, [`speed`], which times them, and [`agreement`], which holds
 //!    devices against each other
 //!

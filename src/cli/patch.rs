@@ -127,11 +127,17 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     extra["sweep_seconds"] = json!(seconds);
     // The cells of heads lead to what these heads look at.
     let clean = bench.linked(pairs[0].clean())?.map(|block| block.titled("Attention in the first clean prompt"));
+    let (mut chart, mut maps) =
+        (figure::patch_chart(&frame, &names, metrics[0].name())?, page::patch(&frame, &names, metrics[0].name())?);
+    if args.attribution {
+        let title = "Attribution patching: estimates from gradients";
+        (chart, maps) = (chart.titled(title), maps.titled(title));
+    }
     let outcome = Outcome {
-        page: std::iter::once(page::patch(&frame, &names, metrics[0].name())?).chain(clean).collect(),
+        page: std::iter::once(maps).chain(clean).collect(),
         figure: match &calibration {
-            None => figure::patch(&frame, &names, metrics[0].name())?,
-            Some(calibration) => figure::patch(&frame, &names, metrics[0].name())?.beside(calibration.figure()),
+            None => chart.draw(),
+            Some(calibration) => chart.draw().beside(calibration.figure()),
         },
         summary: summary(&sweeps, metrics[0], &patched, direction, seconds)
             + &calibration.map_or(String::new(), |calibration| format!("\n{}", calibration.words())),

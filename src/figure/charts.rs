@@ -42,6 +42,15 @@ pub enum Chart {
 }
 
 impl Chart {
+    /// The same picture under another title.
+    pub fn titled(mut self, title: &str) -> Self {
+        match &mut self {
+            Chart::Maps(maps) => maps.title = title.into(),
+            Chart::Bars(bars) => bars.title = title.into(),
+        }
+        self
+    }
+
     /// Draws it.
     pub fn draw(&self) -> Figure {
         match self {
