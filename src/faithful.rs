@@ -96,8 +96,9 @@ fn areas(points: &[Judged], edges: usize) -> (f64, f64) {
 /// # Errors
 /// Faults of the runs.
 pub fn smallest(judge: &Judge<'_>, scores: &[f64], curve: &Curve, least: f64, seed: u64) -> Result<Option<Judged>> {
-    let Some(at) = curve.points.iter().position(|point| point.faithfulness.mean >= least) else { return Ok(None) };
     let graph = judge.graph();
+    let enough = |point: &Judged| point.faithfulness.mean >= least && point.circuit.len() < graph.edges();
+    let Some(at) = curve.points.iter().position(enough) else { return Ok(None) };
     let mut best = curve.points[at].clone();
     let (mut low, mut high) = (if at == 0 { 0 } else { curve.points[at - 1].circuit.len() }, best.circuit.len());
     while high - low > 1 {
@@ -134,24 +135,25 @@ pub struct Trial {
     pub knocked: Vec<(f64, f64)>,
     /// Faithfulness without each of its nodes.
     pub nodes: Vec<(Source, f64)>,
-    /// Faithfulness without each of its edges, by number.
+    /// Faithfulness without each of its edges, by number, where that was asked for.
     pub edges: Vec<(usize, f64)>,
 }
 
-/// Tries a circuit; `progress(done, all)` counts runs.
+/// Tries a circuit, without each of its edges too if `each_edge` is set; `progress(done, all)` counts runs.
 ///
 /// # Errors
 /// Faults of the runs, and what `progress` returns.
 pub fn trial(
     judge: &Judge<'_>,
     circuit: &Circuit,
+    each_edge: bool,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Trial> {
     let full = Circuit::full(judge.graph());
     let rest = judge.faithfulness(&judge.values(&circuit.complement())?, seed);
     let nodes = circuit.nodes();
-    let numbers: Vec<usize> = circuit.numbers().collect();
+    let numbers: Vec<usize> = circuit.numbers().filter(|_| each_edge).collect();
     let all = 2 * SUBSETS as usize + nodes.len() + numbers.len();
     let share = |circuit: &Circuit| -> Result<f64> { Ok(judge.faithfulness(&judge.values(circuit)?, seed).mean) };
     let mut done = 0;

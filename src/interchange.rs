@@ -175,6 +175,12 @@ impl<'a> Interchange<'a> {
                 "{dimensions} dimensions of {width} in {steps} steps: give 1 to {width}, and at least one step"
             )));
         }
+        if self.differences()?.iter().flatten().all(|x| *x == 0.0) {
+            return Err(Error::request(format!(
+                "clean and corrupted runs do not differ at {}, position {}: there is nothing to take over",
+                self.site, self.pos
+            )));
+        }
         let mut rng = stream(seed, "subspace", 0);
         let mut start = Subspace::principal(&self.differences()?, dimensions).basis().to_vec();
         // Fewer pairs than dimensions leave the rest to chance.

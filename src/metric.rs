@@ -37,6 +37,11 @@ impl Metric {
         }
     }
 
+    /// Whether it is lower for a better answer.
+    pub fn falls_with_skill(self) -> bool {
+        matches!(self, Metric::Rank | Metric::Kl)
+    }
+
     /// The metric of a name.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Input attribution: what each token of a prompt does for the answer, from gradients by its embedding.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use polars::prelude::{DataFrame, df};
 
 use crate::edit::Edit;
@@ -71,12 +71,17 @@ pub fn saliency(
     }
     let plain = run(model, tokens, None)?;
     let clean = to_f32(plain.logits()?)?;
-    let own = plain.get(Site::Embed)?.clone();
+    let own = plain.get(Site::Embed)?.to_dtype(DType::F32)?;
     let start = match baseline {
         Baseline::Zero => own.zeros_like()?,
-        Baseline::Mean => model.weight("wte.weight")?.mean_keepdim(0)?.broadcast_as(own.shape())?.contiguous()?,
+        Baseline::Mean => model
+            .weight("wte.weight")?
+            .to_dtype(DType::F32)?
+            .mean_keepdim(0)?
+            .broadcast_as(own.shape())?
+            .contiguous()?,
         Baseline::Prompt(other) if other.longest() == tokens.longest() && other.len() == 1 => {
-            Plan::new().read(Site::Embed).until(0).run(model, other)?.get(Site::Embed)?.clone()
+            Plan::new().read(Site::Embed).until(0).run(model, other)?.get(Site::Embed)?.to_dtype(DType::F32)?
         }
         Baseline::Prompt(other) => {
             let (a, b) = (tokens.longest(), other.longest());
@@ -121,11 +126,15 @@ fn gradient(trace: &Trace, clean: &[f32], target: &Target, metric: Metric) -> Re
     let logits = trace.logits()?;
     let mut weights = Vec::new();
     for row in to_f32(logits)?.chunks_exact(clean.len()) {
-        weights.extend(metric.gradient(row, clean, target)?.into_iter().map(|x| x as f32));
+        weights.extend(metric.gradient(row, clean, target)?);
     }
+    // In 16 bits small slopes would vanish on the way back: they are made as large as can be, and small again afterwards.
+    let largest = weights.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    let scale = if largest > 0.0 { largest } else { 1.0 };
+    let weights: Vec<f32> = weights.into_iter().map(|x| (x / scale) as f32).collect();
     let weights = Tensor::from_vec(weights, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
     let backward = trace.backward(&(logits * weights)?.sum_all()?)?;
-    Ok(backward.get(Site::Embed)?.clone())
+    Ok((backward.get(Site::Embed)?.to_dtype(DType::F32)? * scale)?)
 }
 
 /// Prompts with their attributions as a frame.

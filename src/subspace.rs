@@ -38,7 +38,8 @@ impl Subspace {
         Self { basis }
     }
 
-    /// The principal directions of some differences: those along which the sum of their squares is largest.
+    /// The principal directions of some differences: those along which the sum of their squares is
+    /// largest; fewer where the differences do not span so many.
     pub fn principal(differences: &[Vec<f64>], dimensions: usize) -> Self {
         let (n, d) = (differences.len(), differences.first().map_or(0, Vec::len));
         // Rows and columns have the same singular values: the smaller of the two products is decomposed.
@@ -51,7 +52,10 @@ impl Subspace {
             let vector = eigen.eigenvectors.column(*at);
             if n <= d { rows.tr_mul(&vector).iter().copied().collect() } else { vector.iter().copied().collect() }
         };
-        Self::spanned(&order.iter().take(dimensions).map(axis).collect::<Vec<_>>())
+        // What is left after the rank of the differences is rounding.
+        let largest = order.first().map_or(0.0, |at| eigen.eigenvalues[*at]);
+        let real = order.iter().take(dimensions).filter(|at| eigen.eigenvalues[**at] > 1e-10 * largest);
+        Self::spanned(&real.map(axis).collect::<Vec<_>>())
     }
 
     /// Writes it as safetensors: `basis`, a row per direction; the site it belongs to is in the metadata.

@@ -391,12 +391,18 @@ fn wrong_requests_are_one_line() {
     let loose = path("loose.toml", &format!("{head}edges = ['m0->m1']"));
     let back = path("back.toml", &format!("{head}edges = ['m1->m0']"));
     let key = path("key.toml", &format!("{head}egdes = ['m0->m1']"));
+    let huge = path("huge.toml", "about = 'x'\nlayers = 1000\nheads = 1000\nedges = ['input->logits']");
     let pairs = "--pairs tiny-ioi --num-pairs 4";
     for (line, code, why) in [
         (format!("circuit find {pairs} --method eap --steps 3"), 2, "--steps goes with --method eap-ig"),
         (format!("circuit find {pairs} --method acdc --edges 3"), 2, "acdc has --threshold"),
         (format!("circuit find {pairs} --threshold 0.1"), 2, "--threshold goes with --method acdc"),
         (format!("circuit find {pairs} --metric rank"), 2, "no gradient"),
+        (format!("circuit find {pairs} --method eap --metric kl"), 2, "kl has no slope"),
+        (format!("patch {pairs} --attribution --window 3 --sweep attn_head_out_all_pos"), 2, "one layer at a time"),
+        (format!("patch {pairs} --attribution --metric kl --direction noise"), 2, "kl has no slope"),
+        (format!("subspace {pairs} --template 0 --site resid_pre.0"), 2, "there is nothing to take over"),
+        (format!("circuit test {huge} {pairs}"), 65, "1000 layers of 1000 heads are no model"),
         (format!("circuit find {pairs} --least 1.5"), 2, "a share above 0"),
         (format!("circuit find {pairs} --edges 1"), 2, "do not lead from the input to the logits"),
         (format!("circuit find {pairs} --instead nothing"), 2, "there is no ablation `nothing`"),

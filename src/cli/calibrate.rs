@@ -95,7 +95,8 @@ impl Calibration {
 
     /// For people.
     pub fn words(&self) -> String {
-        let mut lines = vec!["estimates against true patches:".to_string()];
+        let pairs = self.points.iter().map(|point| point.pair + 1).max().unwrap_or(0);
+        let mut lines = vec![format!("estimates against true patches, pairs 0 to {}:", pairs.saturating_sub(1))];
         for (name, n, r, worst) in self.rows() {
             let r = r.map_or("none".into(), |r| format!("{r:.3}"));
             let worst = worst.map_or(String::new(), |point| {

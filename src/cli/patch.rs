@@ -49,7 +49,8 @@ pub struct Args {
     /// Estimate all cells at once from gradients instead of patching them (attribution patching).
     #[arg(long, conflicts_with = "dry_run")]
     attribution: bool,
-    /// Patch the strongest K cells in truth as well, and all of resid_pre and mlp_out, where estimates are known to fail.
+    /// Patch the strongest K cells in truth as well, and all of resid_pre and mlp_out, where estimates are known to fail; of the
+    /// first metric and the first ten pairs.
     #[arg(long, value_name = "K", requires = "attribution", value_parser = clap::value_parser!(u32).range(1..))]
     calibrate: Option<u32>,
     /// Only say how long it would take and how much memory, from one pair that is patched and forgotten.
@@ -67,6 +68,14 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let mut sweeps: Vec<Sweep> = Vec::new();
     for name in &args.sweep {
         sweeps.extend(Sweep::named(name)?.into_iter().map(|sweep| sweep.windowed(args.window as usize)));
+    }
+    if args.attribution && args.window > 1 {
+        return Err(request(
+            "--attribution estimates one layer at a time: of several that depend on each other, gradients count twice",
+        ));
+    }
+    if args.attribution && args.direction == Way::Noise && args.metric.iter().any(|name| name == "kl") {
+        return Err(request("kl has no slope in the clean run; estimate it with --direction denoise, or patch"));
     }
     let metrics = args.metric.iter().map(|name| Metric::named(name)).collect::<Result<Vec<_>>>()?;
     let direction = if args.direction == Way::Denoise { Direction::Denoise } else { Direction::Noise };
@@ -241,8 +250,12 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
     };
     let cells: usize = patched.iter().map(|p| p.cells.len()).sum();
     let equal: usize = patched.iter().map(|p| p.equal).sum();
+    let idle = match are_estimates(patched) {
+        true => String::new(),
+        false => format!(", {equal} of them cannot change anything"),
+    };
     let mut lines = vec![format!(
-        "{}: {:.3} in the {base} run, {:.3} in the {source} run; {cells} cells in {seconds:.2} s, {equal} of them cannot change anything; peak memory {}",
+        "{}: {:.3} in the {base} run, {:.3} in the {source} run; {cells} cells in {seconds:.2} s{idle}; peak memory {}",
         metric.name(),
         mean(&|p| p.base[m]),
         mean(&|p| p.source[m]),

@@ -18,6 +18,9 @@ pub const SHIPPED: [(&str, &str); 4] = [
     ("tiny-agreement", include_str!("../../probes/circuits/tiny-agreement.toml")),
 ];
 
+/// Largest graph: GPT-2 XL's has 2.3 million edges.
+const MAX_EDGES: u128 = 50_000_000;
+
 /// A circuit and what is known of it, as a TOML or JSON file.
 ///
 /// Its edges are those that it names, and all between the nodes that it names, roles included.
@@ -42,6 +45,12 @@ pub struct CircuitFile {
     /// The metric that it was found by.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub metric: String,
+    /// What edges outside of it carried when it was found: `corrupt`, `mean` or `zero`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instead: String,
+    /// The seed that drew the pairs which found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// Nodes between which every edge belongs to the circuit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
@@ -134,7 +143,9 @@ impl CircuitFile {
     /// [`Error::Request`] for a name that is none, a circuit without edges, and edges that lead nowhere.
     pub fn circuit(&self) -> Result<Circuit> {
         let graph = Graph { layers: self.layers, heads: self.heads };
-        if !(1..=1000).contains(&graph.layers) || !(1..=1000).contains(&graph.heads) {
+        // Half of what writes times what reads, about: the edges.
+        let edges = (graph.layers as u128).pow(2) * (graph.heads as u128 + 1) * (3 * graph.heads as u128 + 1) / 2;
+        if graph.layers == 0 || graph.heads == 0 || edges > MAX_EDGES {
             return Err(Error::request(format!("{} layers of {} heads are no model", graph.layers, graph.heads)));
         }
         let edges = self.edges.iter().map(|name| name.parse::<Edge>()).collect::<Result<Vec<_>>>()?;

@@ -8,10 +8,11 @@ use super::outputs::Outputs;
 use super::rewired::Rewired;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
-use crate::gpt2::Gpt2;
+use crate::gpt2::{Gpt2, LogitsAt};
 use crate::memory;
 use crate::metric::Metric;
 use crate::pair::Pair;
+use crate::plan::Plan;
 use crate::stats::{Interval, bootstrap_of};
 use crate::tokens::Tokens;
 
@@ -26,7 +27,7 @@ pub enum Instead {
     /// What their source writes in the pair's corrupted run.
     #[default]
     Corrupt,
-    /// The mean of that over all pairs of the same length, at each position.
+    /// The mean of that over all pairs of the same length, at each position: of a single one, itself.
     Mean,
     /// Nothing.
     Zero,
@@ -85,23 +86,33 @@ impl<'a> Judge<'a> {
         let config = model.config();
         let graph = Graph::of(config);
         let bytes: u64 = pairs.iter().map(|pair| Outputs::bytes(graph, pair.len(), config)).sum();
-        memory::check_left("what every node writes for every pair", 2 * bytes, room)?;
+        memory::check_left("what every node writes for every pair", 2 * bytes + 3 * BATCH_BYTES.min(bytes), room)?;
         let mut lengths: Vec<usize> = pairs.iter().map(Pair::len).collect();
         lengths.sort_unstable();
         lengths.dedup();
         let mut groups = Vec::new();
         for length in lengths {
             let members: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].len() == length).collect();
-            let rows = |of: fn(&Pair) -> &Tokens| members.iter().map(|&i| of(&pairs[i]).row(0).to_vec()).collect();
+            let rows = |of: fn(&Pair) -> &Tokens| -> Vec<Vec<u32>> {
+                members.iter().map(|&i| of(&pairs[i]).row(0).to_vec()).collect()
+            };
             let tokens = Tokens::from_ids(rows(Pair::clean))?;
-            let (other, _) = Outputs::run(model, &Tokens::from_ids(rows(Pair::corrupt))?)?;
+            let each = 4 * Outputs::bytes(graph, length, config);
+            let most = ((BATCH_BYTES / each) as usize).clamp(1, (BATCH_TOKENS / length).max(1));
+            let corrupt: Vec<Vec<u32>> = rows(Pair::corrupt);
+            let other = corrupt.chunks(most).map(|rows| Ok(Outputs::run(model, &Tokens::from_ids(rows.to_vec())?)?.0));
+            let other = Outputs::stack(&other.collect::<Result<Vec<_>>>()?)?;
             let other = match instead {
                 Instead::Corrupt => other,
                 Instead::Mean => other.mean()?,
                 Instead::Zero => other.zero()?,
             };
-            let logits = Rewired::run(model, &tokens, &[&Circuit::full(graph)], &other)?;
-            let clean = (0..members.len()).map(|row| to_f32(&logits.i(row)?)).collect::<Result<_>>()?;
+            let mut clean = Vec::with_capacity(members.len());
+            for rows in rows(Pair::clean).chunks(most) {
+                let plan = Plan::new().logits(LogitsAt::Last);
+                let logits = to_f32(plan.run(model, &Tokens::from_ids(rows.to_vec())?)?.logits()?)?;
+                clean.extend(logits.chunks_exact(config.vocab_size).map(<[f32]>::to_vec));
+            }
             groups.push(Group { pairs: members, tokens, other, clean });
         }
         let mut judge = Self { model, metric, pairs, groups, full: Vec::new(), empty: Vec::new() };
@@ -180,7 +191,7 @@ impl<'a> Judge<'a> {
     /// How much worse some values are than others, in the mean: a lower metric, or a higher divergence.
     pub fn harm(&self, before: &[f64], after: &[f64]) -> f64 {
         let fall = mean(before) - mean(after);
-        if self.metric == Metric::Kl { -fall } else { fall }
+        if self.metric.falls_with_skill() { -fall } else { fall }
     }
 
     /// The metric of each pair with all edges.

@@ -60,6 +60,14 @@ impl Outputs {
         Ok(Self { all: self.all.index_select(&rows, 0)? })
     }
 
+    /// Those of several runs of equally long prompts.
+    ///
+    /// # Errors
+    /// As candle.
+    pub fn stack(runs: &[Self]) -> Result<Self> {
+        Ok(Self { all: Tensor::cat(&runs.iter().map(|run| &run.all).collect::<Vec<_>>(), 0)? })
+    }
+
     /// The mean over all prompts, for each of them.
     ///
     /// # Errors

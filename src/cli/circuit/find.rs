@@ -35,10 +35,10 @@ pub struct Args {
     /// Steps of the integrated gradients [default: 5].
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: Option<u32>,
-    /// What to measure: logit_diff, prob, prob_diff, logprob, kl [default: logit_diff; for acdc kl].
+    /// What to measure: logit_diff, prob, prob_diff, logprob, kl, for acdc also rank [default: logit_diff; for acdc kl].
     #[arg(long, value_name = "NAME", value_parser = metric)]
     metric: Option<Metric>,
-    /// Keep this many edges, instead of as few as are faithful.
+    /// Keep this many edges, fewer where some are not fed, instead of as few as are faithful.
     #[arg(long, value_name = "N", conflicts_with = "least", value_parser = clap::value_parser!(u32).range(1..))]
     edges: Option<u32>,
     /// The share of the behaviour that the circuit has to carry [default: 0.8].
@@ -47,7 +47,8 @@ pub struct Args {
     /// What costs less than this is taken away by acdc; several with commas make a curve [default: 0.3 … 0.001].
     #[arg(long, value_name = "T", value_delimiter = ',')]
     threshold: Vec<f64>,
-    /// What edges outside of the circuit carry: the corrupted run of the pair, the mean of all of them, or zero.
+    /// What edges outside of the circuit carry: corrupt (the run of the pair's corrupted prompt), mean (of these runs, by length
+    /// and position) or zero.
     #[arg(long, value_name = "WHAT", default_value = "corrupt", value_parser = instead)]
     instead: Instead,
     /// Try this many of the best edges, and as many out of the input and MLPs, where gradients are known to mislead.
@@ -98,7 +99,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let name = format!("find {} {}", args.method.name(), asked.name);
     let report = Report::begin("circuit", global, &name)?;
     let start = Instant::now();
-    let found = find(args, &bench, &judge, &finding, global)?;
+    let mut found = find(args, &bench, &judge, &finding, global)?;
+    // The sizes were chosen by the pairs for it; what they carry is said of the others.
+    let sizes = found.curve.points.iter().map(|point| point.circuit.clone()).collect();
+    found.curve = faithful::of(&other, sizes, global.seed, &mut |_, _| Ok(()))?;
     let circuit = &found.circuit;
     let judged = faithful::one(&other, circuit.clone(), global.seed)?;
     let rest = other.faithfulness(&other.values(&circuit.complement())?, global.seed);
@@ -131,6 +135,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         heads: graph.heads,
         pairs: args.pairs.pairs.clone().unwrap_or_default(),
         metric: measured.name().into(),
+        instead: args.instead.name().into(),
+        seed: Some(global.seed),
         edges: circuit.edges().map(|edge| edge.to_string()).collect(),
         ..CircuitFile::default()
     };
@@ -191,6 +197,9 @@ fn check(args: &Args) -> Result<()> {
     if args.least.is_some_and(|least| !(least > 0.0 && least <= 1.0)) {
         return Err(request("--least is a share above 0 and up to 1"));
     }
+    if args.metric == Some(Metric::Kl) && args.method == Method::Eap {
+        return Err(request("kl has no slope in the clean run, where eap takes gradients; take eap-ig, exact or acdc"));
+    }
     let rank = args.metric == Some(Metric::Rank);
     only(rank && args.method != Method::Acdc, "--metric rank", "acdc: a rank has no gradient, and steps")
 }
@@ -215,7 +224,7 @@ fn find(args: &Args, bench: &Bench, judge: &Judge<'_>, pairs: &[Pair], global: &
         let circuit = enough.ok_or_else(|| reached(&curve))?.circuit.clone();
         Found { circuit, scores: None, curve }
     } else {
-        let scores = scores(args, bench, pairs, judge.metric(), &mut progress)?;
+        let scores = scores(args, bench, pairs, judge.metric(), bench.room(global)?, &mut progress)?;
         let curve = faithful::curve(judge, &scores, global.seed, &mut progress)?;
         let circuit = match args.edges {
             Some(edges) => Circuit::greedy(judge.graph(), &scores, edges as usize),
@@ -239,17 +248,24 @@ fn scores(
     bench: &Bench,
     pairs: &[Pair],
     metric: Metric,
+    room: Option<u64>,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<f64>> {
     let by_pair = match (args.method, steps(args)) {
         (Method::Exact, _) => {
             let all: Vec<usize> = (0..Graph::of(bench.config()).edges()).collect();
-            tried(bench, pairs, metric, &all, progress)?
+            tried(bench, pairs, metric, &all, room, progress)?
         }
         (_, Some(m)) => attribute(&bench.model, pairs, metric, Steps::Integrated(m as usize), progress)?,
         _ => attribute(&bench.model, pairs, metric, Steps::Clean, progress)?,
     };
-    Ok(mean(&by_pair))
+    Ok(helping(mean(&by_pair), metric))
+}
+
+/// Scores of which positive ones help the answer, whichever way the metric goes.
+fn helping(scores: Vec<f64>, metric: Metric) -> Vec<f64> {
+    let sign = if metric.falls_with_skill() { -1.0 } else { 1.0 };
+    scores.into_iter().map(|score| sign * score).collect()
 }
 
 fn tried(
@@ -257,11 +273,12 @@ fn tried(
     pairs: &[Pair],
     metric: Metric,
     edges: &[usize],
+    room: Option<u64>,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Vec<f64>>> {
     let one = |(i, pair): (usize, &Pair)| {
         let mut progress = |done, all| progress(i * all + done, all * pairs.len());
-        exact(&bench.model, pair, metric, edges, None, &mut progress)
+        exact(&bench.model, pair, metric, edges, room, &mut progress)
     };
     pairs.iter().enumerate().map(one).collect()
 }
@@ -287,6 +304,7 @@ fn calibrate(
     metric: Metric,
     global: &Global,
 ) -> Result<Calibrated> {
+    let room = bench.room(global)?;
     let scores = found.scores.as_ref().ok_or_else(|| Error::Bug(format!("{:?} has no scores", args.method)))?;
     let graph = found.circuit.graph();
     let of_head = |edge: usize| matches!(graph.edge(edge).from, Source::Head { .. });
@@ -295,7 +313,7 @@ fn calibrate(
     let mut edges: Vec<usize> = order.iter().take(k).copied().collect();
     edges.extend(order.iter().skip(k).filter(|edge| !of_head(**edge)).take(k));
     let bar = bar(global.quiet, 0, "{pos}/{len} edges tried [{wide_bar}] {per_sec}, {eta} left");
-    let effects = mean(&tried(bench, pairs, metric, &edges, &mut counted(&bar))?);
+    let effects = helping(mean(&tried(bench, pairs, metric, &edges, room, &mut counted(&bar))?), metric);
     bar.finish_and_clear();
     let points = edges.into_iter().zip(effects).map(|(edge, effect)| (edge, scores[edge], effect, of_head(edge)));
     Ok(Calibrated { points: points.collect(), graph })
@@ -350,7 +368,7 @@ fn edges(graph: Graph, found: &Found, calibrated: Option<&Calibrated>, judge: &J
         (size(*b).total_cmp(&size(*a))).then(found.circuit.has(*b).cmp(&found.circuit.has(*a)))
     });
     let span = judge.full().iter().sum::<f64>() - judge.empty().iter().sum::<f64>();
-    let span = span / judge.full().len() as f64;
+    let span = (span / judge.full().len() as f64).abs();
     let exact = |edge: usize| {
         let points = calibrated.map(|calibrated| calibrated.points.as_slice()).unwrap_or_default();
         points.iter().find(|point| point.0 == edge).map(|point| point.2)

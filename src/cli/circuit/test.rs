@@ -15,6 +15,8 @@ use super::super::report::{How, Outcome, Report, bar, counted};
 use super::super::{note, request};
 use super::{ends, instead, metric, read};
 
+/// Largest circuit that is tried without each of its edges, unless that is asked for.
+const FEW: usize = 200;
 /// Random circuits that a circuit is compared with.
 const CONTROLS: u64 = 20;
 
@@ -28,9 +30,13 @@ pub struct Args {
     /// What to measure: logit_diff, prob, prob_diff, logprob, rank, kl [default: the circuit's own, else logit_diff].
     #[arg(long, value_name = "NAME", value_parser = metric)]
     metric: Option<Metric>,
-    /// What edges outside of the circuit carry: the corrupted run of the pair, the mean of all of them, or zero.
-    #[arg(long, value_name = "WHAT", default_value = "corrupt", value_parser = instead)]
-    instead: Instead,
+    /// What edges outside of the circuit carry: corrupt (the run of the pair's corrupted prompt), mean (of these runs, by length
+    /// and position) or zero [default: the circuit's own, else corrupt].
+    #[arg(long, value_name = "WHAT", value_parser = instead)]
+    instead: Option<Instead>,
+    /// What is lost without each edge, of large circuits too: as many runs of every pair as there are edges.
+    #[arg(long)]
+    each_edge: bool,
 }
 
 pub fn run(args: &Args, global: &Global) -> Result<()> {
@@ -45,14 +51,36 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     circuit.check(interp::graph::Graph::of(bench.config()))?;
     let pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
-    let judge = Judge::new(&bench.model, &pairs.pairs, measured, args.instead, bench.room(global)?)?;
+    let replaced = match (args.instead, file.instead.as_str()) {
+        (Some(instead), _) => instead,
+        (None, "") => Instead::default(),
+        (None, name) => {
+            instead(name).map_err(|what| interp::Error::Data { path: args.circuit.clone().into(), what })?
+        }
+    };
+    if file.seed == Some(global.seed) && asked.name == file.pairs {
+        let seed = global.seed + 1;
+        note(
+            global.quiet,
+            &format!("note: this seed drew the pairs that found the circuit; --seed {seed} draws others"),
+        );
+    }
+    let judge = Judge::new(&bench.model, &pairs.pairs, measured, replaced, bench.room(global)?)?;
     let name =
         std::path::Path::new(&args.circuit).file_stem().map_or(args.circuit.clone(), |s| s.to_string_lossy().into());
     let report = Report::begin("circuit", global, &format!("test {name} {}", asked.name))?;
     let start = Instant::now();
     let judged = faithful::one(&judge, circuit.clone(), global.seed)?;
     let bar = bar(global.quiet, 0, "{pos}/{len} runs [{wide_bar}] {per_sec}, {eta} left");
-    let trial = faithful::trial(&judge, &circuit, global.seed, &mut counted(&bar));
+    let each_edge = args.each_edge || circuit.len() <= FEW;
+    if !each_edge {
+        let n = circuit.len();
+        note(
+            global.quiet,
+            &format!("note: tried without each node, not without each of {n} edges; --each-edge does that"),
+        );
+    }
+    let trial = faithful::trial(&judge, &circuit, each_edge, global.seed, &mut counted(&bar));
     bar.finish_and_clear();
     let trial = trial?;
     let random = faithful::random(&judge, circuit.len(), CONTROLS, global.seed)?;
@@ -99,7 +127,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut extra = pairs.record();
     extra["circuit"] = json!({
         "file": args.circuit, "about": file.about, "source": file.source, "metric": measured.name(),
-        "instead": args.instead.name(), "edges": circuit.len(), "of": graph.edges(),
+        "instead": replaced.name(), "edges": circuit.len(), "of": graph.edges(),
         "nodes": circuit.nodes().iter().map(Source::to_string).collect::<Vec<_>>(),
         "faithfulness": share, "low": interval.low, "high": interval.high, "rest": trial.rest.mean,
         "incompleteness": { "mean": mean, "worst": worst, "knocked": trial.knocked },
@@ -110,7 +138,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let outcome = Outcome {
         page: Vec::new(),
-        figure: figure::circuit(&circuit, Some(&losses), &format!("{name}: what is lost without each edge")),
+        figure: match each_edge {
+            true => figure::circuit(&circuit, Some(&losses), &format!("{name}: what is lost without each edge")),
+            false => figure::circuit(&circuit, None, &name),
+        },
         summary: summary.join("\n"),
         frame,
         how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
