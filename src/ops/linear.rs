@@ -8,6 +8,9 @@ use super::gemm::{Threads, View, gemm};
 use super::real::{Real, for_real, part, slice, vectorised, wrong_dtype};
 use super::{in_real, on_gpu, rows, thin};
 
+/// Most rows for which turning a large matrix around decides the time of x·Wᵀ.
+const FEW_ROWS: usize = 64;
+
 /// x·W + b over the last axis: `[.., in]`, `[in, out]`, `[out]` → `[.., out]`.
 ///
 /// With `into`, the backward pass adds the gradient of W to that tensor instead of handing it to candle.
@@ -160,6 +163,16 @@ impl CustomOp2 for LinearT {
             let mut out = vec![T::zero(); m * n];
             if m <= thin::ROWS {
                 thin::product_t(&mut out, x, w, k);
+            } else if m <= FEW_ROWS {
+                // W·xᵀ instead: the matrix product reads W as it lies, where x·Wᵀ would first turn all of it around.
+                let mut turned = vec![T::zero(); n * m];
+                let (x, w) = (View::new(x, (m, k), (k, 1)).transposed(), View::new(w, (n, k), (k, 1)));
+                gemm(&mut turned, m, w, x, T::one(), false, Threads::All);
+                for (j, column) in turned.chunks_exact(m).enumerate() {
+                    for (i, y) in column.iter().enumerate() {
+                        out[i * n + j] = *y;
+                    }
+                }
             } else {
                 let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (n, k), (k, 1)).transposed());
                 gemm(&mut out, n, x, w, T::one(), false, Threads::All);
