@@ -18,6 +18,7 @@ use crate::gpt2::{Gpt2, LogitsAt};
 use crate::plan::Plan;
 use crate::random::{normal, stream};
 use crate::site::{Axis, Site};
+use crate::subspace::components;
 use crate::tokens::Tokens;
 use crate::weights;
 
@@ -165,24 +166,11 @@ pub fn contrast(positive: &[Vec<f32>], negative: &[Vec<f32>], method: Method) ->
 fn first_component(rows: impl Iterator<Item = Vec<f64>>) -> (Vec<f64>, Option<f64>) {
     let rows: Vec<Vec<f64>> = rows.collect();
     let (n, d) = (rows.len(), rows.first().map_or(0, Vec::len));
-    // Rows and columns have the same singular values: the smaller of the two products is decomposed.
-    let product = match n <= d {
-        true => DMatrix::from_fn(n, n, |i, j| dot(&rows[i], &rows[j])),
-        false => DMatrix::from_fn(d, d, |i, j| rows.iter().map(|row| row[i] * row[j]).sum()),
-    };
-    let total = product.trace();
-    let eigen = product.symmetric_eigen();
-    let top = eigen.eigenvalues.imax();
-    let (value, vector) = (eigen.eigenvalues[top].max(0.0), eigen.eigenvectors.column(top));
-    let mut axis = vec![0.0; d];
-    if n <= d {
-        for (row, weight) in rows.iter().zip(vector.iter()) {
-            axis.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
-        }
-    } else {
-        axis.iter_mut().zip(vector.iter()).for_each(|(x, v)| *x = v * value.sqrt());
-    }
-    (axis, Some(if total > 0.0 { value / total } else { 0.0 }))
+    let (axes, total) = components(&DMatrix::from_fn(n, d, |row, dim| rows[row][dim]), 1);
+    let share = |value: f64| if total > 0.0 { value / total } else { 0.0 };
+    axes.into_iter()
+        .next()
+        .map_or((vec![0.0; d], Some(0.0)), |(value, axis)| (axis.iter().copied().collect(), Some(share(value))))
 }
 
 /// Directions at several sites, from one run of each set; with them the sites where the sets do not differ.

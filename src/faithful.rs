@@ -119,10 +119,12 @@ pub fn smallest(judge: &Judge<'_>, scores: &[f64], curve: &Curve, least: f64, se
 ///
 /// # Errors
 /// Faults of the runs.
-pub fn random(judge: &Judge<'_>, edges: usize, count: u64, seed: u64) -> Result<Vec<f64>> {
+pub fn random(judge: &Judge<'_>, edges: usize, count: u64, seed: u64) -> Result<Vec<Judged>> {
     let circuits: Vec<Circuit> = (0..count).map(|i| Circuit::random(judge.graph(), edges, seed, i)).collect();
     let values = judge.values_of(&circuits.iter().collect::<Vec<_>>())?;
-    Ok(values.iter().map(|values| judge.faithfulness(values, seed).mean).collect())
+    let judged =
+        |(circuit, values): (Circuit, &Vec<f64>)| Judged { circuit, faithfulness: judge.faithfulness(values, seed) };
+    Ok(circuits.into_iter().zip(&values).map(judged).collect())
 }
 
 /// Whether a circuit is complete and minimal (Wang et al. 2022).
@@ -183,7 +185,7 @@ pub fn trial(
     Ok(Trial { rest, knocked, nodes: without_node, edges: without_edge })
 }
 
-/// Points of curves as a frame.
+/// Circuits that were judged as a frame, by how they were found.
 ///
 /// | column | |
 /// |---|---|
@@ -194,12 +196,12 @@ pub fn trial(
 ///
 /// # Errors
 /// None in practice.
-pub fn frame(curves: &[(String, &Curve)], edges: usize) -> Result<DataFrame> {
-    let points = || curves.iter().flat_map(|(name, curve)| curve.points.iter().map(move |point| (name, point)));
+pub fn frame(found: &[(&str, &[Judged])], edges: usize) -> Result<DataFrame> {
+    let points = || found.iter().flat_map(|(name, points)| points.iter().map(move |point| (*name, point)));
     let sizes: Vec<u32> = points().map(|(_, point)| point.circuit.len() as u32).collect();
     let bound = |x: f64| (!x.is_nan()).then_some(x);
     Ok(df!(
-        "method" => points().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
+        "method" => points().map(|(name, _)| name).collect::<Vec<_>>(),
         "edges" => sizes.clone(),
         "share" => sizes.iter().map(|n| f64::from(*n) / edges as f64).collect::<Vec<_>>(),
         "nodes" => points().map(|(_, point)| point.circuit.nodes().len() as u32).collect::<Vec<_>>(),

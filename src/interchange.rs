@@ -9,7 +9,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
-use crate::metric::Metric;
+use crate::metric::{Metric, effect};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
 use crate::random::{SliceRandom, normal, stream};
@@ -71,9 +71,7 @@ impl<'a> Interchange<'a> {
                 other.len()
             )));
         }
-        if pairs.iter().any(|pair| pair.noise().is_some()) {
-            return Err(Error::request("activations are interchanged between two prompts, not with noise"));
-        }
+        pairs.iter().try_for_each(Pair::check_prompts)?;
         let layer = match site {
             Site::ResidPre(l) | Site::ResidMid(l) | Site::ResidPost(l) | Site::AttnOut(l) | Site::MlpOut(l) => l,
             _ => {
@@ -169,26 +167,26 @@ impl<'a> Interchange<'a> {
         seed: u64,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<(Subspace, Vec<f64>)> {
-        let width = self.model.config().n_embd;
+        let (width, vocab) = (self.model.config().n_embd, self.model.config().vocab_size);
         if dimensions == 0 || dimensions > width || steps == 0 {
             return Err(Error::request(format!(
                 "{dimensions} dimensions of {width} in {steps} steps: give 1 to {width}, and at least one step"
             )));
         }
-        if self.differences()?.iter().flatten().all(|x| *x == 0.0) {
+        let differences = self.differences()?;
+        if differences.iter().flatten().all(|x| *x == 0.0) {
             return Err(Error::request(format!(
                 "clean and corrupted runs do not differ at {}, position {}: there is nothing to take over",
                 self.site, self.pos
             )));
         }
         let mut rng = stream(seed, "subspace", 0);
-        let mut start = Subspace::principal(&self.differences()?, dimensions).basis().to_vec();
+        let mut subspace = Subspace::principal(&differences, dimensions);
         // Fewer pairs than dimensions leave the rest to chance.
-        while start.len() < dimensions {
-            start.push((0..width).map(|_| normal(&mut rng)).collect());
-            start = Subspace::spanned(&start).basis().to_vec();
+        while subspace.dimensions() < dimensions {
+            let more = [subspace.basis(), &[(0..width).map(|_| normal(&mut rng)).collect()]].concat();
+            subspace = Subspace::spanned(&more);
         }
-        let mut subspace = Subspace::spanned(&start);
         let mut momentum = vec![vec![0.0; width]; dimensions];
         let mut losses = Vec::with_capacity(steps);
         let mut order: Vec<u32> = (0..self.pairs.len() as u32).collect();
@@ -203,19 +201,19 @@ impl<'a> Interchange<'a> {
                 let pairs: Vec<Pair> = rows.iter().map(|row| self.pairs[*row as usize].clone()).collect();
                 let n = 2.0 * rows.len() as f64;
                 // d log(1 + e^−x) / dx = −1 / (1 + eˣ)
-                let slopes: Vec<f64> = logit_diffs(&trace, &pairs)?
-                    .into_iter()
-                    .map(|value| {
-                        let x = sign * value;
-                        loss += (-x).max(0.0) + (-x.abs()).exp().ln_1p();
-                        -sign / (1.0 + x.exp()) / n
-                    })
-                    .collect();
-                let metric = weighed(&trace, &pairs, &slopes)?;
-                let grads = metric.backward()?;
+                let mut slopes = Vec::new();
+                for (value, pair) in logit_diffs(&trace, &pairs)?.into_iter().zip(&pairs) {
+                    let x = sign * value;
+                    loss += (-x).max(0.0) + (-x.abs()).exp().ln_1p();
+                    let slope = -sign / (1.0 + x.exp()) / n;
+                    let by_logits = Metric::LogitDiff.gradient(&vec![0.0; vocab], &[], pair.target())?;
+                    slopes.extend(by_logits.into_iter().map(|x| x * slope));
+                }
+                let (sloped, scale) = trace.with_slopes(&slopes)?;
+                let grads = sloped.backward()?;
                 let grads = grads.get(basis.as_tensor()).ok_or_else(|| Error::Bug("no way to the basis".into()))?;
                 for (sum, row) in gradient.iter_mut().zip(grads.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
-                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += scale * x);
                 }
             }
             losses.push(loss / (2 * rows.len()) as f64);
@@ -257,19 +255,6 @@ fn logit_diffs(trace: &Trace, pairs: &[Pair]) -> Result<Vec<f64>> {
     Ok(all.chunks_exact(vocab).zip(pairs).map(|(row, pair)| Metric::LogitDiff.of(row, &[], pair.target())).collect())
 }
 
-/// Σ slope · logit difference, as a tensor.
-fn weighed(trace: &Trace, pairs: &[Pair], slopes: &[f64]) -> Result<Tensor> {
-    let logits = trace.logits()?;
-    let (rows, _, vocab) = logits.dims3()?;
-    let mut weights = Vec::with_capacity(rows * vocab);
-    for (pair, slope) in pairs.iter().zip(slopes) {
-        let gradient = Metric::LogitDiff.gradient(&vec![0.0; vocab], &[], pair.target())?;
-        weights.extend(gradient.into_iter().map(|x| (x * slope) as f32));
-    }
-    let weights = Tensor::from_vec(weights, (rows, 1, vocab), logits.device())?.to_dtype(logits.dtype())?;
-    Ok((logits * weights)?.sum_all()?)
-}
-
 /// Logit differences of some interventions as a frame, with what is left of the effect on the answer.
 ///
 /// | column | |
@@ -299,8 +284,7 @@ pub fn frame(parts: &[(String, Vec<f64>)], ends: (&[f64], &[f64]), seed: u64) ->
     }
     for (name, values) in parts {
         for (i, value) in values.iter().enumerate() {
-            let span = source[i] - base[i];
-            rows.push((name.clone(), Some(i as u32), *value, (span != 0.0).then(|| (value - base[i]) / span), None));
+            rows.push((name.clone(), Some(i as u32), *value, effect(base[i], source[i], *value), None));
         }
     }
     Ok(df!(

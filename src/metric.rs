@@ -161,6 +161,12 @@ impl Measures {
     }
 }
 
+/// How far a value went from `base` (0) to `source` (1); none where these two are the same.
+pub fn effect(base: f64, source: f64, value: f64) -> Option<f64> {
+    let span = source - base;
+    (span != 0.0).then(|| (value - base) / span)
+}
+
 /// log Σ eˣ.
 fn log_total(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));

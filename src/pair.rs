@@ -128,6 +128,17 @@ impl Pair {
         self.noise.as_ref()
     }
 
+    /// Checks that there are two prompts, for what compares their tokens.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for noise instead of a corrupted prompt.
+    pub fn check_prompts(&self) -> Result<()> {
+        match &self.noise {
+            None => Ok(()),
+            Some(_) => Err(Error::request("this takes a clean and a corrupted prompt, not a prompt and noise on it")),
+        }
+    }
+
     /// Tokens of each prompt.
     #[allow(clippy::len_without_is_empty)] // a prompt is never empty
     pub fn len(&self) -> usize {

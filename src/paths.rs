@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::Gpt2;
 use crate::graph::{Graph, Outputs, Receiver, Source};
-use crate::metric::{Measures, Metric};
+use crate::metric::{Measures, Metric, effect};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
 use crate::site::Site;
@@ -108,9 +108,10 @@ pub fn paths(
     memory: Option<u64>,
 ) -> Result<Paths> {
     let config = model.config();
-    if receivers.is_empty() || pair.noise().is_some() {
-        return Err(Error::request("paths need a receiver, and a corrupted prompt"));
+    if receivers.is_empty() {
+        return Err(Error::request("paths need a receiver"));
     }
+    pair.check_prompts()?;
     receivers.iter().try_for_each(|end| end.check(config))?;
     let logits = End::Reads(Receiver::Logits);
     if receivers.len() > 1 && receivers.contains(&logits) {
@@ -324,10 +325,7 @@ impl Wave<'_> {
 pub fn frame(all: &[Paths], receivers: &[End], metrics: &[Metric], seed: u64) -> Result<DataFrame> {
     let Some(first) = all.first() else { return Err(Error::request("there is no pair")) };
     let name = receivers.iter().map(End::to_string).collect::<Vec<_>>().join(" ");
-    let effect = |one: &Paths, m: usize, value: f64| {
-        let span = one.other[m] - one.base[m];
-        (span != 0.0).then(|| (value - one.base[m]) / span)
-    };
+    let effect = |one: &Paths, m: usize, value: f64| effect(one.base[m], one.other[m], value);
     type Row = (Option<u32>, usize, Metric, f64, Option<f64>, Option<stats::Interval>);
     let mut rows: Vec<Row> = Vec::new();
     for (i, one) in all.iter().enumerate() {

@@ -468,6 +468,22 @@ impl Trace {
         &self.applied
     }
 
+    /// What has given slopes by the logits, one per logit in the order of [`Trace::logits`]: Σ slope · logit, divided by the
+    /// returned power of two. Its gradients, times that power, are those of any number with these slopes.
+    ///
+    /// In 16 bits small slopes would vanish on the way back; a power of two takes no bit from larger types.
+    ///
+    /// # Errors
+    /// As [`Trace::logits`], and for another number of slopes.
+    pub fn with_slopes(&self, slopes: &[f64]) -> Result<(Tensor, f64)> {
+        let logits = self.logits()?;
+        let largest = slopes.iter().fold(0.0, |largest: f64, slope| largest.max(slope.abs()));
+        let scale = if largest > 0.0 { largest.log2().ceil().exp2() } else { 1.0 };
+        let slopes: Vec<f32> = slopes.iter().map(|slope| (slope / scale) as f32).collect();
+        let slopes = Tensor::from_vec(slopes, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
+        Ok(((logits * slopes)?.sum_all()?, scale))
+    }
+
     /// Gradients of a scalar that was computed from this trace.
     ///
     /// # Errors

@@ -123,17 +123,12 @@ fn run(model: &Gpt2, tokens: &Tokens, embed: Option<&Tensor>) -> Result<Trace> {
 
 /// The metric's gradient by the token embeddings of every row, `[row, pos, dim]`.
 fn gradient(trace: &Trace, clean: &[f32], target: &Target, metric: Metric) -> Result<Tensor> {
-    let logits = trace.logits()?;
-    let mut weights = Vec::new();
-    for row in to_f32(logits)?.chunks_exact(clean.len()) {
-        weights.extend(metric.gradient(row, clean, target)?);
+    let mut slopes = Vec::new();
+    for row in to_f32(trace.logits()?)?.chunks_exact(clean.len()) {
+        slopes.extend(metric.gradient(row, clean, target)?);
     }
-    // In 16 bits small slopes would vanish on the way back: they are made as large as can be, and small again afterwards.
-    let largest = weights.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
-    let scale = if largest > 0.0 { largest } else { 1.0 };
-    let weights: Vec<f32> = weights.into_iter().map(|x| (x / scale) as f32).collect();
-    let weights = Tensor::from_vec(weights, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
-    let backward = trace.backward(&(logits * weights)?.sum_all()?)?;
+    let (sloped, scale) = trace.with_slopes(&slopes)?;
+    let backward = trace.backward(&sloped)?;
     Ok((backward.get(Site::Embed)?.to_dtype(DType::F32)? * scale)?)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use nalgebra::DMatrix;
+use nalgebra::{DMatrix, DVector};
 
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
@@ -42,20 +42,11 @@ impl Subspace {
     /// largest; fewer where the differences do not span so many.
     pub fn principal(differences: &[Vec<f64>], dimensions: usize) -> Self {
         let (n, d) = (differences.len(), differences.first().map_or(0, Vec::len));
-        // Rows and columns have the same singular values: the smaller of the two products is decomposed.
-        let rows = DMatrix::from_fn(n, d, |row, dim| differences[row][dim]);
-        let product = if n <= d { &rows * rows.transpose() } else { rows.tr_mul(&rows) };
-        let eigen = product.symmetric_eigen();
-        let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
-        order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
-        let axis = |at: &usize| -> Vec<f64> {
-            let vector = eigen.eigenvectors.column(*at);
-            if n <= d { rows.tr_mul(&vector).iter().copied().collect() } else { vector.iter().copied().collect() }
-        };
+        let (axes, _) = components(&DMatrix::from_fn(n, d, |row, dim| differences[row][dim]), dimensions);
         // What is left after the rank of the differences is rounding.
-        let largest = order.first().map_or(0.0, |at| eigen.eigenvalues[*at]);
-        let real = order.iter().take(dimensions).filter(|at| eigen.eigenvalues[**at] > 1e-10 * largest);
-        Self::spanned(&real.map(axis).collect::<Vec<_>>())
+        let largest = axes.first().map_or(0.0, |(value, _)| *value);
+        let real = axes.into_iter().filter(|(value, _)| *value > 1e-10 * largest);
+        Self::spanned(&real.map(|(_, axis)| axis.iter().copied().collect()).collect::<Vec<_>>())
     }
 
     /// Writes it as safetensors: `basis`, a row per direction; the site it belongs to is in the metadata.
@@ -120,6 +111,23 @@ impl Subspace {
         }
         out
     }
+}
+
+/// The first right singular vectors of rows, the largest first: each with the squared length of all rows along it, and as long as
+/// the rows are along it. With them the squared length of all rows.
+pub fn components(rows: &DMatrix<f64>, count: usize) -> (Vec<(f64, DVector<f64>)>, f64) {
+    // Rows and columns have the same singular values: the smaller of the two products is decomposed.
+    let wide = rows.nrows() <= rows.ncols();
+    let product = if wide { rows * rows.transpose() } else { rows.tr_mul(rows) };
+    let total = product.trace();
+    let eigen = product.symmetric_eigen();
+    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    let component = |&at: &usize| {
+        let (value, vector) = (eigen.eigenvalues[at].max(0.0), eigen.eigenvectors.column(at));
+        (value, if wide { rows.tr_mul(&vector) } else { vector * value.sqrt() })
+    };
+    (order.iter().take(count).map(component).collect(), total)
 }
 
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -11,7 +11,7 @@ use super::args::{Format, Global};
 use super::bench::Bench;
 use super::cost::{self, Estimate};
 use super::report::{How, Outcome, Report, bar, counted, say};
-use super::request;
+use super::{doubled, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -55,8 +55,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let names: Vec<String> = suites.iter().map(|(name, _)| name.clone()).collect();
     let shots: Vec<String> = args.shots.iter().map(usize::to_string).collect();
     for (what, all) in [("suite", &names), ("model", &models), ("shots", &shots), ("phrasing", &args.phrasing)] {
-        if let Some(twice) = (1..all.len()).find(|&i| all[..i].contains(&all[i])) {
-            let twice = all[twice].escape_debug();
+        if let Some(twice) = doubled(all) {
+            let twice = twice.escape_debug();
             return Err(request(format!(
                 "{what} {twice} is there twice: rows of one could not be told from the other's"
             )));

@@ -28,6 +28,12 @@ struct Point {
     exact: f64,
 }
 
+/// Pearson's correlation of estimates and the truth; none for fewer than three.
+pub fn correlation(points: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let (estimated, exact): (Vec<f64>, Vec<f64>) = points.unzip();
+    if estimated.len() < 3 { None } else { pearson(&estimated, &exact) }
+}
+
 impl Calibration {
     /// Patches, in truth, the strongest `k` cells of some sweeps, and all of the sweeps where estimates are known to fail.
     pub fn of(
@@ -85,10 +91,10 @@ impl Calibration {
     /// By sweep: how many cells, their correlation, and the worst.
     fn rows(&self) -> Vec<(&'static str, usize, Option<f64>, Option<&Point>)> {
         let row = |name: &'static str| {
-            let (a, b): (Vec<f64>, Vec<f64>) = self.of_sweep(name).map(|point| (point.estimated, point.exact)).unzip();
             let error = |point: &Point| (point.estimated - point.exact).abs();
             let worst = self.of_sweep(name).max_by(|a, b| error(a).total_cmp(&error(b)));
-            (name, a.len(), if a.len() < 3 { None } else { pearson(&a, &b) }, worst)
+            let r = correlation(self.of_sweep(name).map(|point| (point.estimated, point.exact)));
+            (name, self.of_sweep(name).count(), r, worst)
         };
         self.sweeps().into_iter().map(row).collect()
     }

@@ -257,6 +257,11 @@ fn layer_range(text: &str, layers: usize) -> Result<(usize, usize)> {
     }
 }
 
+/// What stands in a list for the second time.
+fn doubled<T: PartialEq>(all: &[T]) -> Option<&T> {
+    (1..all.len()).find(|&i| all[..i].contains(&all[i])).map(|i| &all[i])
+}
+
 /// A bad option.
 fn request(what: impl Into<String>) -> Error {
     Error::Request(what.into())

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, say};
+use super::report::{How, Outcome, Report, bounded, say};
 use super::request;
 
 /// Prompt pairs: one from the command line, or several from a set or a file.
@@ -356,8 +356,7 @@ fn frame(pairs: &Pairs, answered: &[Answered]) -> Result<DataFrame> {
 fn summary(pairs: &Pairs, answered: &[Answered], seed: u64) -> String {
     let mean = |metric: Metric, of: fn(&Answered) -> &Vec<f64>| {
         let values: Vec<f64> = answered.iter().map(|a| of(a)[metric as usize]).collect();
-        let found = stats::bootstrap(&values, seed);
-        format!("{:.3} [{:.3}, {:.3}]", found.mean, found.low, found.high)
+        bounded(stats::bootstrap(&values, seed))
     };
     let right = answered.iter().filter(|a| a.is_right()).count();
     let mut lines = vec![format!(

@@ -9,7 +9,7 @@ use super::args::Global;
 use super::bench::Bench;
 use super::pairs::PairArgs;
 use super::report::{How, Outcome, Report, bar, counted};
-use super::request;
+use super::{doubled, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -46,8 +46,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let metrics = args.metric.iter().map(|name| Metric::named(name)).collect::<Result<Vec<_>>>()?;
     let freeze = Freeze { mlps: args.freeze.contains(&Part::Mlps), layer_norm: args.freeze.contains(&Part::Ln) };
     let ends: Vec<String> = args.receiver.iter().map(End::to_string).collect();
-    if let Some(twice) = (1..ends.len()).find(|&i| ends[..i].contains(&ends[i])) {
-        return Err(request(format!("{} is there twice", ends[twice])));
+    if let Some(twice) = doubled(&ends) {
+        return Err(request(format!("{twice} is there twice")));
     }
     let asked = args.pairs.read(true)?;
     let bench = Bench::open(global)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use interp::figure::Figure;
 use interp::page::{Block, Page};
 use interp::plan::Applied;
+use interp::stats::Interval;
 use interp::{Error, Plan, Result, Tokens, disk};
 use polars::prelude::{AnyValue, DataFrame, DataType};
 use serde_json::{Value, json};
@@ -168,6 +169,12 @@ pub fn bar(quiet: bool, length: u64, style: &str) -> indicatif::ProgressBar {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
+}
+
+/// A mean with its bounds, where it has some.
+pub fn bounded(interval: Interval) -> String {
+    let Interval { mean, low, high } = interval;
+    if low.is_nan() { format!("{mean:.3}") } else { format!("{mean:.3} [{low:.3}, {high:.3}]") }
 }
 
 /// Moves a bar as analyses count: what is done, of how much.

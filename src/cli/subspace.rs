@@ -4,6 +4,7 @@ use interp::figure::{Dot, Dots};
 use interp::interchange::{Interchange, Part, frame};
 use interp::probe::saved;
 use interp::random::stream;
+use interp::stats::Interval;
 use interp::subspace::Subspace;
 use interp::{Error, Plan, Result, Site, direction};
 use polars::prelude::DataFrame;
@@ -13,8 +14,8 @@ use super::args::Global;
 use super::bench::Bench;
 use super::circuit::halves;
 use super::pairs::PairArgs;
-use super::probe::stamp;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::probe::{at_sites, chosen, stamp};
+use super::report::{How, Outcome, Report, bar, bounded, counted};
 use super::steer::fingerprint;
 use super::{note, request};
 
@@ -143,20 +144,9 @@ fn read(args: &Args, site: Site, bench: &mut Bench, tokens: &interp::Tokens) -> 
     if path.is_dir() {
         let digests = bench.source.digests()?;
         let all = saved::load(&path, bench.config(), &stamp(digests.weights, bench, tokens))?;
-        let names = all.iter().map(|saved| saved.name.as_str()).collect::<Vec<_>>().join(", ");
-        let saved = match (&args.probe, all.as_slice()) {
-            (None, [one]) => one,
-            (None, _) => {
-                return Err(request(format!("{} holds probes of {names}; choose with --probe", path.display())));
-            }
-            (Some(name), all) => all.iter().find(|saved| saved.name == *name).ok_or_else(|| {
-                request(format!("{} holds no probe `{}`; it has {names}", path.display(), name.escape_debug()))
-            })?,
-        };
-        let kept = saved.kept.iter().find(|kept| kept.site == site);
-        let sites = || saved.kept.iter().map(|kept| kept.site.to_string()).collect::<Vec<_>>().join(", ");
-        let kept = kept.ok_or_else(|| request(format!("the probe is of {}, not of {site}", sites())))?;
-        return Ok(kept.probe.subspace());
+        let saved = chosen(&all, args.probe.as_deref(), "")?;
+        let kept = at_sites(saved, &[site.to_string()], bench.config().n_layer)?;
+        return Ok(kept[0].probe.subspace());
     }
     if let Ok((subspace, own)) = Subspace::load(&path) {
         return match own == site {
@@ -197,9 +187,8 @@ fn summary(
         args.pos, args.along
     )];
     let sums = sums(frame)?;
-    for (part, effect, low, high) in sums.iter().filter(|(part, ..)| !part.starts_with("random")) {
-        let bounds = if low.is_nan() { String::new() } else { format!(" [{low:.3}, {high:.3}]") };
-        lines.push(format!("  {part:<8} {effect:.3}{bounds}"));
+    for (part, mean, low, high) in sums.iter().filter(|(part, ..)| !part.starts_with("random")) {
+        lines.push(format!("  {part:<8} {}", bounded(Interval { mean: *mean, low: *low, high: *high })));
     }
     let random: Vec<f64> = sums.iter().filter(|(part, ..)| part.starts_with("random")).map(|row| row.1).collect();
     let mean = random.iter().sum::<f64>() / random.len() as f64;

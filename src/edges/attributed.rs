@@ -68,9 +68,7 @@ pub fn attribute(
 
 /// Scores of pairs of one length.
 fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<Vec<Vec<f64>>> {
-    if pairs.iter().any(|pair| pair.noise().is_some()) {
-        return Err(Error::request("edges are attributed between two prompts, not between a prompt and noise"));
-    }
+    pairs.iter().try_for_each(Pair::check_prompts)?;
     let config = model.config();
     let graph = Graph::of(config);
     // Clean and corrupted prompts pass together: so few tokens take as long as reading the weights does.
@@ -89,7 +87,8 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<V
         plan = plan.edit(Edit::set(Site::Embed, &between(&both, n, m)?));
     }
     let trace = plan.run(model, &Tokens::from_ids(again)?)?;
-    let backward = trace.backward(&weighed(&trace, &both, pairs, metric, m)?)?;
+    let (sloped, scale) = trace.with_slopes(&slopes(&trace, &both, pairs, metric, m)?)?;
+    let backward = trace.backward(&sloped)?;
 
     let mut scores: Vec<Vec<f64>> = vec![vec![0.0; graph.edges()]; pairs.len()];
     let mut add = |receivers: &[Receiver], gradients: Vec<Tensor>| -> Result<()> {
@@ -101,7 +100,7 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<V
             let products = products.i(pair)?.t()?.contiguous()?.to_vec2::<f32>()?;
             for (receiver, products) in receivers.iter().zip(products) {
                 let edges = graph.edges_into(graph.receiver_index(*receiver));
-                scores[edges].iter_mut().zip(products).for_each(|(score, x)| *score = f64::from(x));
+                scores[edges].iter_mut().zip(products).for_each(|(score, x)| *score = scale * f64::from(x));
             }
         }
         Ok(())
@@ -148,19 +147,16 @@ fn between(both: &Trace, n: usize, m: usize) -> Result<Tensor> {
     Ok(from.unsqueeze(1)?.broadcast_add(&way)?.reshape((b * m, p, d))?)
 }
 
-/// A number whose gradient by the logits is the metric's, for every row at once.
-fn weighed(trace: &Trace, both: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Tensor> {
-    let logits = trace.logits()?;
-    let (rows, _, vocab) = logits.dims3()?;
-    let (own, plain) = (to_f32(logits)?, to_f32(both.logits()?)?);
-    let mut weights = Vec::with_capacity(rows * vocab);
+/// The metric's slopes by the logits of every row.
+fn slopes(trace: &Trace, both: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Vec<f64>> {
+    let (own, plain) = (to_f32(trace.logits()?)?, to_f32(both.logits()?)?);
+    let vocab = plain.len() / (2 * pairs.len());
+    let mut slopes = Vec::with_capacity(own.len());
     for (row, own) in own.chunks_exact(vocab).enumerate() {
         let pair = row / m;
-        let gradient = metric.gradient(own, &plain[pair * vocab..][..vocab], pairs[pair].target())?;
-        weights.extend(gradient.into_iter().map(|x| x as f32));
+        slopes.extend(metric.gradient(own, &plain[pair * vocab..][..vocab], pairs[pair].target())?);
     }
-    let weights = Tensor::from_vec(weights, (rows, 1, vocab), logits.device())?.to_dtype(logits.dtype())?;
-    Ok((logits * weights)?.sum_all()?)
+    Ok(slopes)
 }
 
 /// The gradient by the stream that one head reads, from that by its queries, keys or values: back through its columns of the

@@ -32,9 +32,7 @@ pub fn exact(
     memory: Option<u64>,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<f64>> {
-    if pair.noise().is_some() {
-        return Err(Error::request("edges are tried between two prompts, not between a prompt and noise"));
-    }
+    pair.check_prompts()?;
     let graph = Graph::of(model.config());
     let clean = Clean::new(model, pair, memory)?;
     let base = metric.of(&clean.trunk.end().logits, &clean.trunk.end().logits, pair.target());

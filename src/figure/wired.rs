@@ -10,7 +10,7 @@ use super::heatmap::{HeatMaps, Panel};
 use super::palette::{GREY, INK, LINES, PALE, PAPER, Rgb, Scale};
 use super::scatter::Scatter;
 use crate::error::Result;
-use crate::faithful::Curve;
+use crate::faithful::Judged;
 use crate::graph::{Circuit, Receiver, Source};
 
 /// Between two heads of a layer.
@@ -138,13 +138,13 @@ fn curve(from: (i32, i32), to: (i32, i32)) -> Vec<(i32, i32)> {
         .collect()
 }
 
-/// Faithfulness by number of edges, with random circuits as a band of their own; the number of edges in powers of ten.
-pub fn faithfulness(curves: &[(String, &Curve)], title: &str) -> Figure {
-    let line = |(name, curve): &(String, &Curve)| {
+/// Faithfulness by number of edges, in powers of ten; a line for every way in which circuits were found.
+pub fn faithfulness(found: &[(&str, &[Judged])], title: &str) -> Figure {
+    let line = |(name, points): &(&str, &[Judged])| {
         let x = |edges: usize| (edges as f64).log10();
-        let points = curve.points.iter().filter(|point| !point.circuit.is_empty());
+        let points = points.iter().filter(|point| !point.circuit.is_empty());
         Line {
-            name: name.clone(),
+            name: name.to_string(),
             points: points.clone().map(|point| (x(point.circuit.len()), point.faithfulness.mean)).collect(),
             spread: points
                 .map(|point| (x(point.circuit.len()), point.faithfulness.low, point.faithfulness.high))
@@ -155,7 +155,7 @@ pub fn faithfulness(curves: &[(String, &Curve)], title: &str) -> Figure {
         title: title.to_string(),
         x_name: "edges, as a power of ten".into(),
         y_name: "faithfulness".into(),
-        lines: curves.iter().map(line).collect(),
+        lines: found.iter().map(line).collect(),
         x_labels: Vec::new(),
     }
     .draw()

@@ -6,6 +6,7 @@ use super::circuit::Circuit;
 use super::layout::Graph;
 use super::outputs::Outputs;
 use super::rewired::Rewired;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
@@ -80,9 +81,10 @@ impl<'a> Judge<'a> {
         instead: Instead,
         room: Option<u64>,
     ) -> Result<Self> {
-        if pairs.is_empty() || pairs.iter().any(|pair| pair.noise().is_some()) {
-            return Err(Error::request("circuits are judged by pairs of a clean and a corrupted prompt"));
+        if pairs.is_empty() {
+            return Err(Error::request("there is no pair to judge circuits by"));
         }
+        pairs.iter().try_for_each(Pair::check_prompts)?;
         let config = model.config();
         let graph = Graph::of(config);
         let bytes: u64 = pairs.iter().map(|pair| Outputs::bytes(graph, pair.len(), config)).sum();
@@ -91,14 +93,14 @@ impl<'a> Judge<'a> {
         lengths.sort_unstable();
         lengths.dedup();
         let mut groups = Vec::new();
+        let mut full = vec![0.0; pairs.len()];
         for length in lengths {
             let members: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].len() == length).collect();
             let rows = |of: fn(&Pair) -> &Tokens| -> Vec<Vec<u32>> {
                 members.iter().map(|&i| of(&pairs[i]).row(0).to_vec()).collect()
             };
             let tokens = Tokens::from_ids(rows(Pair::clean))?;
-            let each = 4 * Outputs::bytes(graph, length, config);
-            let most = ((BATCH_BYTES / each) as usize).clamp(1, (BATCH_TOKENS / length).max(1));
+            let most = rows_at_once(graph, length, config);
             let corrupt: Vec<Vec<u32>> = rows(Pair::corrupt);
             let other = corrupt.chunks(most).map(|rows| Ok(Outputs::run(model, &Tokens::from_ids(rows.to_vec())?)?.0));
             let other = Outputs::stack(&other.collect::<Result<Vec<_>>>()?)?;
@@ -113,10 +115,13 @@ impl<'a> Judge<'a> {
                 let logits = to_f32(plan.run(model, &Tokens::from_ids(rows.to_vec())?)?.logits()?)?;
                 clean.extend(logits.chunks_exact(config.vocab_size).map(<[f32]>::to_vec));
             }
+            // With all edges the model is itself.
+            for (&i, clean) in members.iter().zip(&clean) {
+                full[i] = metric.of(clean, clean, pairs[i].target());
+            }
             groups.push(Group { pairs: members, tokens, other, clean });
         }
-        let mut judge = Self { model, metric, pairs, groups, full: Vec::new(), empty: Vec::new() };
-        judge.full = judge.values(&Circuit::full(graph))?;
+        let mut judge = Self { model, metric, pairs, groups, full, empty: Vec::new() };
         judge.empty = judge.values(&Circuit::empty(graph))?;
         if judge.span(&(0..pairs.len()).collect::<Vec<_>>()) == 0.0 {
             return Err(Error::request(format!(
@@ -146,8 +151,7 @@ impl<'a> Judge<'a> {
         let mut found = vec![vec![0.0; self.pairs.len()]; circuits.len()];
         for group in &self.groups {
             let length = group.tokens.longest();
-            let each = 3 * Outputs::bytes(graph, length, config);
-            let most = ((BATCH_BYTES / each) as usize).clamp(1, (BATCH_TOKENS / length).max(1));
+            let most = rows_at_once(graph, length, config);
             // Every circuit on every pair of the group, in batches.
             let all: Vec<(usize, usize)> =
                 (0..circuits.len()).flat_map(|c| (0..group.pairs.len()).map(move |row| (c, row))).collect();
@@ -213,6 +217,12 @@ impl<'a> Judge<'a> {
     pub fn graph(&self) -> Graph {
         Graph::of(self.model.config())
     }
+}
+
+/// Prompts of a length that may pass at once: each with what its nodes write in this run and in the other, and how they differ.
+fn rows_at_once(graph: Graph, length: usize, config: &Config) -> usize {
+    let each = 4 * Outputs::bytes(graph, length, config);
+    ((BATCH_BYTES / each) as usize).clamp(1, (BATCH_TOKENS / length).max(1))
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
-
-use super::{Direction, Options, Patched, corruption};
+use super::{Direction, Options, Patched, cells, corruption};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
@@ -12,7 +10,7 @@ use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::plan::Trace;
 use crate::site::Site;
-use crate::sweep::{self, Cell, Sweep};
+use crate::sweep::{self, Sweep};
 use crate::tokens::Tokens;
 
 /// What [`super::patch`] would find, estimated from gradients in the run that would be patched: a cell changes the metric by
@@ -24,17 +22,11 @@ use crate::tokens::Tokens;
 /// # Errors
 /// [`Error::Request`] for a metric without a gradient; faults of the prompts.
 pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric], options: Options) -> Result<Patched> {
-    let Options { direction, layers, memory: _ } = options;
     let config = model.config();
-    let inside = |cell: &Cell| layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
-    let cells: Vec<(Sweep, Cell)> = sweeps
-        .iter()
-        .flat_map(|sweep| sweep.cells(config, pair.len()).into_iter().map(|cell| (*sweep, cell)))
-        .filter(|(_, cell)| inside(cell))
-        .collect();
+    let cells = cells(config, pair, sweeps, options.layers);
     let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
     // Both runs pass together, the patched one first: so few tokens take as long as reading the weights does.
-    let denoise = direction == Direction::Denoise;
+    let denoise = options.direction == Direction::Denoise;
     let prompts = if denoise { [pair.corrupt(), pair.clean()] } else { [pair.clean(), pair.corrupt()] };
     let plan =
         corruption(model, pair, Some(usize::from(!denoise)))?.reads(sites.iter().copied()).logits(LogitsAt::Last);
@@ -63,12 +55,10 @@ pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric]
 }
 
 /// (The other run's activation − this run's) · gradient in this run, the first of the two, element by element.
-fn products(trace: &Trace, sites: &[Site], gradient: Vec<f64>) -> Result<BTreeMap<Site, Vec<f64>>> {
-    let logits = trace.logits()?;
-    let mut weights: Vec<f32> = gradient.into_iter().map(|x| x as f32).collect();
-    weights.resize(2 * weights.len(), 0.0);
-    let weights = Tensor::from_vec(weights, logits.dims(), logits.device())?.to_dtype(logits.dtype())?;
-    let backward = trace.backward(&(logits * weights)?.sum_all()?)?;
+fn products(trace: &Trace, sites: &[Site], mut slopes: Vec<f64>) -> Result<BTreeMap<Site, Vec<f64>>> {
+    slopes.resize(2 * slopes.len(), 0.0);
+    let (sloped, scale) = trace.with_slopes(&slopes)?;
+    let backward = trace.backward(&sloped)?;
     let product = |&site: &Site| -> Result<(Site, Vec<f64>)> {
         let both = to_f32(trace.get(site)?)?;
         let (own, theirs) = both.split_at(both.len() / 2);
@@ -81,7 +71,7 @@ fn products(trace: &Trace, sites: &[Site], gradient: Vec<f64>) -> Result<BTreeMa
         // Hidden scores are −∞ in both runs.
         let one = |((own, theirs), slope): ((&f32, &f32), &f32)| match own == theirs {
             true => 0.0,
-            false => f64::from(theirs - own) * f64::from(*slope),
+            false => scale * f64::from(theirs - own) * f64::from(*slope),
         };
         Ok((site, own.iter().zip(theirs).zip(&slope).map(one).collect()))
     };

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use polars::prelude::{DataFrame, df};
 
+use crate::config::Config;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::gpt2::Gpt2;
-use crate::metric::{Measures, Metric};
+use crate::metric::{Measures, Metric, effect};
 use crate::pair::{Noise, Pair};
 use crate::plan::Plan;
 use crate::random::{normal, stream};
@@ -74,8 +75,7 @@ impl Patched {
     /// How far a metric went from the patched run's value (0) to that of the run that activations came from (1); none
     /// where these two are the same.
     pub fn effect(&self, metric: usize, value: f64) -> Option<f64> {
-        let span = self.source[metric] - self.base[metric];
-        (span != 0.0).then(|| (value - self.base[metric]) / span)
+        effect(self.base[metric], self.source[metric], value)
     }
 }
 
@@ -93,13 +93,17 @@ pub fn patch(
     options: Options,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Patched> {
-    let inside = |cell: &Cell| options.layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
-    let cells = sweeps
+    patch_cells(model, pair, cells(model.config(), pair, sweeps, options.layers), options, progress)
+}
+
+/// The cells of some sweeps that lie in these layers.
+fn cells(config: &Config, pair: &Pair, sweeps: &[Sweep], layers: Option<(usize, usize)>) -> Vec<(Sweep, Cell)> {
+    let inside = |cell: &Cell| layers.is_none_or(|(first, last)| (first..=last).contains(&cell.layer));
+    sweeps
         .iter()
-        .flat_map(|sweep| sweep.cells(model.config(), pair.len()).into_iter().map(|cell| (*sweep, cell)))
+        .flat_map(|sweep| sweep.cells(config, pair.len()).into_iter().map(|cell| (*sweep, cell)))
         .filter(|(_, cell)| inside(cell))
-        .collect();
-    patch_cells(model, pair, cells, options, progress)
+        .collect()
 }
 
 /// As [`patch`], for some cells; the layers of `options` do not matter.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::labelled::{Labelled, Labels};
 use crate::scores::adjusted_rand;
 use crate::site::Site;
+use crate::subspace::components;
 use crate::tokens::Tokens;
 
 /// Starts of k-means, of which the best end is kept.
@@ -74,26 +75,18 @@ fn plane(x: &Array2<f32>) -> (Vec<[f64; 2]>, [f64; 2]) {
     let mean: Vec<f64> =
         x.columns().into_iter().map(|c| c.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64).collect();
     let centred = DMatrix::from_fn(n, d, |row, dim| f64::from(x[[row, dim]]) - mean[dim]);
-    // Rows and columns have the same singular values: the smaller of the two products is decomposed.
-    let wide = n < d;
-    let product = if wide { &centred * centred.transpose() } else { centred.tr_mul(&centred) };
-    let total = product.trace();
-    let eigen = product.symmetric_eigen();
-    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    let (axes, total) = components(&centred, 2);
     let mut points = vec![[0.0; 2]; n];
     let mut explained = [0.0; 2];
-    for (axis, &at) in order.iter().take(2).enumerate() {
-        let vector = eigen.eigenvectors.column(at);
-        let mut loading = if wide { centred.tr_mul(&vector) } else { vector.into_owned() };
+    for (at, (value, mut loading)) in axes.into_iter().enumerate() {
         let length = loading.norm();
         if length > 0.0 {
             let sign = if loading[loading.iamax()] < 0.0 { -1.0 } else { 1.0 };
             loading *= sign / length;
         }
         let along = &centred * loading;
-        points.iter_mut().zip(along.iter()).for_each(|(point, along)| point[axis] = *along);
-        explained[axis] = if total > 0.0 { eigen.eigenvalues[at].max(0.0) / total } else { 0.0 };
+        points.iter_mut().zip(along.iter()).for_each(|(point, along)| point[at] = *along);
+        explained[at] = if total > 0.0 { value / total } else { 0.0 };
     }
     (points, explained)
 }

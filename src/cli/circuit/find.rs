@@ -8,15 +8,15 @@ use interp::graph::{Circuit, CircuitFile, Graph, Instead, Judge, Source};
 use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::prune::prune;
-use interp::scores::pearson;
 use interp::{Error, Plan, Result, disk};
 use polars::prelude::{DataFrame, df};
 use serde_json::{Value, json};
 
 use super::super::args::Global;
 use super::super::bench::Bench;
+use super::super::calibrate::correlation;
 use super::super::pairs::PairArgs;
-use super::super::report::{How, Outcome, Report, bar, counted};
+use super::super::report::{How, Outcome, Report, bar, bounded, counted};
 use super::super::{note, request};
 use super::{ends, halves, instead, metric};
 
@@ -113,19 +113,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 
     let graph = circuit.graph();
     let frame = edges(graph, &found, calibrated.as_ref(), &judge)?;
-    let controls = Curve {
-        points: random
-            .iter()
-            .enumerate()
-            .map(|(i, share)| Judged {
-                circuit: Circuit::random(graph, circuit.len(), global.seed, i as u64),
-                faithfulness: interp::stats::Interval { mean: *share, low: f64::NAN, high: f64::NAN },
-            })
-            .collect(),
-        cpr: f64::NAN,
-        cmd: f64::NAN,
-    };
-    let curves = [(args.method.name().to_string(), &found.curve), ("random".to_string(), &controls)];
+    let curves = [(args.method.name(), found.curve.points.as_slice()), ("random", random.as_slice())];
     save_parquet(&mut faithful::frame(&curves, graph.edges())?, &report.dir().join("curve.parquet"))?;
     let file = CircuitFile {
         about: format!("{} of {}, by {}", measured.name(), asked.name, args.method.name()),
@@ -143,12 +131,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     disk::write_bytes(&report.dir().join("circuit.toml"), file.to_toml()?.as_bytes())?;
     let tokens = found_pairs.tokens()?;
     let mut extra = found_pairs.record();
-    let range = |values: &[f64]| {
-        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        (values.iter().sum::<f64>() / values.len() as f64, low, high)
-    };
-    let chance = range(&random);
+    let shares = random.iter().map(|one| one.faithfulness.mean);
+    let low = shares.clone().fold(f64::INFINITY, f64::min);
+    let high = shares.clone().fold(f64::NEG_INFINITY, f64::max);
+    let chance = (shares.sum::<f64>() / random.len() as f64, low, high);
     extra["circuit"] = json!({
         "method": args.method.name(), "steps": steps(args), "metric": measured.name(), "instead": args.instead.name(),
         "edges": circuit.len(), "of": graph.edges(), "nodes": circuit.nodes().iter().map(Source::to_string).collect::<Vec<_>>(),
@@ -168,7 +154,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             circuit.nodes().len(),
             circuit.nodes().iter().map(Source::to_string).collect::<Vec<_>>().join(" ")
         ),
-        format!("faithfulness {}; the rest without it {:.3}", shown(&judged), rest.mean),
+        format!("faithfulness {}; the rest without it {:.3}", bounded(judged.faithfulness), rest.mean),
         format!("{CONTROLS} random circuits of that size: {:.3}, from {:.3} to {:.3}", chance.0, chance.1, chance.2),
         format!("over all sizes: CPR {:.3}, CMD {:.3}; {seconds:.1} s", found.curve.cpr, found.curve.cmd),
     ];
@@ -322,9 +308,7 @@ fn calibrate(
 impl Calibrated {
     /// Pearson's correlation of scores and effects, of some of the points; none for fewer than three.
     fn correlation(&self, of: impl Fn(bool) -> bool) -> Option<f64> {
-        let (a, b): (Vec<f64>, Vec<f64>) =
-            self.points.iter().filter(|point| of(point.3)).map(|point| (point.1, point.2)).unzip();
-        if a.len() < 3 { None } else { pearson(&a, &b) }
+        correlation(self.points.iter().filter(|point| of(point.3)).map(|point| (point.1, point.2)))
     }
 
     fn worst(&self) -> Option<&(usize, f64, f64, bool)> {
@@ -385,23 +369,15 @@ fn edges(graph: Graph, found: &Found, calibrated: Option<&Calibrated>, judge: &J
     )?)
 }
 
-fn shown(judged: &Judged) -> String {
-    let interval = judged.faithfulness;
-    match interval.low.is_nan() {
-        true => format!("{:.3}", interval.mean),
-        false => format!("{:.3} [{:.3}, {:.3}]", interval.mean, interval.low, interval.high),
-    }
-}
-
 fn draw(
     args: &Args,
     found: &Found,
     judged: &Judged,
-    curves: &[(String, &Curve)],
+    curves: &[(&str, &[Judged])],
     calibrated: Option<&Calibrated>,
     name: &str,
 ) -> Figure {
-    let title = format!("{name}: faithfulness {}", shown(judged));
+    let title = format!("{name}: faithfulness {}", bounded(judged.faithfulness));
     let graph = figure::circuit(&found.circuit, found.scores.as_deref(), &title);
     let mut side = figure::faithfulness(curves, &format!("What circuits carry, by {}", args.method.name()));
     if let Some(calibrated) = calibrated {

@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::super::args::Global;
 use super::super::bench::Bench;
+use super::super::note;
 use super::super::pairs::PairArgs;
-use super::super::report::{How, Outcome, Report, bar, counted};
-use super::super::{note, request};
+use super::super::report::{How, Outcome, Report, bar, bounded, counted};
 use super::{ends, instead, metric, read};
 
 /// Largest circuit that is tried without each of its edges, unless that is asked for.
@@ -84,6 +84,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     bar.finish_and_clear();
     let trial = trial?;
     let random = faithful::random(&judge, circuit.len(), CONTROLS, global.seed)?;
+    let random: Vec<f64> = random.iter().map(|one| one.faithfulness.mean).collect();
     let seconds = start.elapsed().as_secs_f64();
     let chance = random.iter().sum::<f64>() / random.len() as f64;
     let gap = trial.knocked.iter().map(|(circuit, model)| (circuit - model).abs());
@@ -110,13 +111,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         note(global.quiet, &format!("note: {idle} of {} edges change faithfulness by less than 0.01", circuit.len()));
     }
     let interval = judged.faithfulness;
-    let bounds =
-        if interval.low.is_nan() { String::new() } else { format!(" [{:.3}, {:.3}]", interval.low, interval.high) };
     let best = parts.iter().filter(|part| part.2 == "node").take(8).map(|part| format!("{} {:.3}", part.0, part.3));
     let summary = [
         format!("{}, {} pairs", ends(&judge), pairs.pairs.len()),
         format!("{} of {} edges, {} heads and MLPs", circuit.len(), graph.edges(), circuit.nodes().len()),
-        format!("faithfulness {share:.3}{bounds}; {CONTROLS} random circuits of that size {chance:.3}"),
+        format!("faithfulness {}; {CONTROLS} random circuits of that size {chance:.3}", bounded(interval)),
         format!(
             "complete: the rest carries {:.3}; without random nodes circuit and model differ by {mean:.3}, at most {worst:.3}",
             trial.rest.mean
@@ -133,9 +132,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "incompleteness": { "mean": mean, "worst": worst, "knocked": trial.knocked },
         "random": random, "test_seconds": seconds,
     });
-    if parts.is_empty() {
-        return Err(request("the circuit has no part"));
-    }
     let outcome = Outcome {
         page: Vec::new(),
         figure: match each_edge {

@@ -9,6 +9,7 @@ use interp::task::{SHIPPED, Task};
 
 use super::args::Global;
 
+pub use eval::{at_sites, chosen};
 pub use source::stamp;
 
 #[derive(clap::Args, Debug)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::args::Global;
 use super::super::bench::Bench;
 use super::super::report::{How, Outcome, Report, bar, counted};
-use super::super::{note, request};
+use super::super::{doubled, note, request};
 use super::source;
 
 #[derive(clap::Args, Debug)]
@@ -48,8 +48,8 @@ const DRAWS: u64 = 2;
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let sources = args.source.sources()?;
     let names: Vec<String> = args.source.tasks.iter().map(|name| source::short(name)).collect();
-    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(request(format!("there are two tasks `{}`: probes are kept by these names", twice.1)));
+    if let Some(twice) = doubled(&names) {
+        return Err(request(format!("there are two tasks `{twice}`: probes are kept by these names")));
     }
     let mut bench = Bench::open(global)?;
     let mut options = Options {
