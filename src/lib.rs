@@ -104,6 +104,7 @@ pub mod perplexity;
 pub mod plan;
 pub mod predict;
 pub mod probe;
+pub mod process;
 pub mod prune;
 pub mod published;
 pub mod random;

@@ -117,20 +117,6 @@ pub fn parse(text: &str) -> Result<u64> {
     }
 }
 
-/// Tells the allocator to keep large blocks that are freed, for the whole process: for a binary to call first of all.
-///
-/// Left alone, glibc hands every freed activation back to the system and takes fresh pages for the next one; with
-/// threads at work, that is up to half of the time of a training step.
-pub fn keep_freed() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt sets two numbers of the allocator, under its own lock.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::Tensor;
 
 use crate::config::Config;
 use crate::edit::{Edit, Window};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
 use crate::hooks::Hooks;
 use crate::kv::KvCache;
-use crate::ops;
+use crate::ops::{self, Taps};
 use crate::site::Site;
 use crate::tokens::Tokens;
 
@@ -232,15 +232,9 @@ impl Plan {
             Some(logits) => ops::all_finite(logits)?,
             None => ops::all_finite(&output.resid)?,
         };
-        let Recorder { values, deltas, applied, .. } = recorder;
-        let trace = Trace {
-            tokens: window.tokens.clone(),
-            values,
-            deltas,
-            applied,
-            logits: output.logits,
-            resid: output.resid,
-        };
+        let Recorder { values, taps, applied, .. } = recorder;
+        let trace =
+            Trace { tokens: window.tokens.clone(), values, taps, applied, logits: output.logits, resid: output.resid };
         if finite { Ok(trace) } else { Err(self.first_not_finite(model, window)) }
     }
 
@@ -283,7 +277,7 @@ struct Recorder<'a> {
     receive: Option<Receiver<'a>>,
     visited: BTreeSet<Site>,
     values: BTreeMap<Site, Tensor>,
-    deltas: BTreeMap<Site, Var>,
+    taps: Taps<Site>,
     applied: Vec<Applied>,
 }
 
@@ -311,10 +305,7 @@ impl Hooks for Recorder<'_> {
             value = ops::masked(&value, hidden, &self.mask)?;
         }
         if self.plan.grads.contains(&site) {
-            // candle keeps gradients of variables only, so a variable that is 0 is added.
-            let delta = Var::zeros(value.dims(), value.dtype(), value.device())?;
-            value = (&value + delta.as_tensor())?;
-            self.deltas.insert(site, delta);
+            value = self.taps.tap(site, &value)?;
         }
         if self.plan.reads.contains(&site) {
             match &mut self.receive {
@@ -343,7 +334,7 @@ impl<'a> Recorder<'a> {
             receive,
             visited: BTreeSet::new(),
             values: BTreeMap::new(),
-            deltas: BTreeMap::new(),
+            taps: Taps::default(),
             applied: plan.edits.iter().map(Applied::pending).collect(),
         }
     }
@@ -424,7 +415,7 @@ impl Applied {
 pub struct Trace {
     tokens: Tokens,
     values: BTreeMap<Site, Tensor>,
-    deltas: BTreeMap<Site, Var>,
+    taps: Taps<Site>,
     applied: Vec<Applied>,
     logits: Option<Tensor>,
     resid: Tensor,
@@ -488,31 +479,26 @@ impl Trace {
     ///
     /// # Errors
     /// [`Error::Request`] for a metric that is not one number.
-    pub fn backward(&self, metric: &Tensor) -> Result<Gradients<'_>> {
+    pub fn backward(&self, metric: &Tensor) -> Result<Gradients> {
         if metric.elem_count() != 1 {
             let shape = metric.dims();
             return Err(Error::request(format!("gradients are of one number, not of shape {shape:?}; take a mean")));
         }
-        let grads = if metric.track_op() { Some(metric.backward()?) } else { None };
-        Ok(Gradients { deltas: &self.deltas, grads })
+        Ok(Gradients(self.taps.backward(metric)?))
     }
 }
 
 /// Gradients at the sites that a plan named.
-pub struct Gradients<'a> {
-    deltas: &'a BTreeMap<Site, Var>,
-    grads: Option<GradStore>,
-}
+pub struct Gradients(BTreeMap<Site, Option<Tensor>>);
 
-impl Gradients<'_> {
+impl Gradients {
     /// The gradient with respect to the value at `site`, of the same shape.
     ///
     /// # Errors
     /// [`Error::NoGradient`].
     pub fn get(&self, site: Site) -> Result<&Tensor> {
         let none = |why| Error::NoGradient { site, why };
-        let delta = self.deltas.get(&site).ok_or(none("the plan did not ask for it; add .grad(..)"))?;
-        let grad = self.grads.as_ref().and_then(|grads| grads.get(delta));
-        grad.ok_or(none("the metric does not depend on it"))
+        let found = self.0.get(&site).ok_or(none("the plan did not ask for it; add .grad(..)"))?;
+        found.as_ref().ok_or(none("the metric does not depend on it"))
     }
 }

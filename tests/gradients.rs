@@ -75,6 +75,33 @@ fn linear_maps_differentiate() {
 }
 
 #[test]
+fn linear_maps_differentiate_where_few_rows_have_a_gradient() {
+    let (x, turned) = (input(&[9, 4], 1), input(&[5, 4], 4));
+    let affine = [x.clone(), input(&[4, 5], 2), input(&[5], 3)];
+    for (first, rows) in [(0, 1), (0, 6), (2, 3), (8, 1)] {
+        check("some rows of linear", &affine, |x| {
+            ops::linear(&x[0], &x[1], &x[2], None).unwrap().narrow(0, first, rows).unwrap()
+        });
+        check("some rows of linear_t", &[x.clone(), turned.clone()], |x| {
+            ops::linear_t(&x[0], &x[1], None).unwrap().narrow(0, first, rows).unwrap()
+        });
+    }
+    // A hole between rows that have one, and none at all.
+    let of = |weights: &[f64]| {
+        let var = Var::from_tensor(&x).unwrap();
+        let weights = Tensor::new(weights, &Device::Cpu).unwrap().reshape((9, 1)).unwrap();
+        let y = ops::linear_t(var.as_tensor(), &turned, None).unwrap().broadcast_mul(&weights).unwrap();
+        values(y.sum_all().unwrap().backward().unwrap().get(&var).unwrap())
+    };
+    let whole = of(&[1.0; 9]);
+    let some = of(&[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    for (i, (some, whole)) in some.iter().zip(&whole).enumerate() {
+        assert!((some - if [1, 4].contains(&(i / 4)) { *whole } else { 0.0 }).abs() < 1e-12);
+    }
+    assert!(of(&[0.0; 9]).iter().all(|slope| *slope == 0.0));
+}
+
+#[test]
 fn attention_differentiates_with_cache_and_holes() {
     let masks = [(Causal::new(0), 5, 5), (Causal::new(2), 3, 5), (Causal::with_holes(3, vec![1..3, 0..0]), 2, 5)];
     for (mask, queries, keys) in masks {
@@ -200,6 +227,23 @@ fn gradients_at_several_sites_come_from_one_run() {
         let value = scalar(alone.logits().unwrap());
         let gradients = alone.backward(&value).unwrap();
         assert!(max_difference(together.get(site).unwrap(), gradients.get(site).unwrap()) < 1e-12, "{site}");
+    }
+}
+
+#[test]
+fn one_run_gives_the_gradients_of_several_numbers() {
+    let config = small_config();
+    let model = common::small_model(DType::F64);
+    let tokens = tokens(&config, &[5], 6);
+    let trace = Plan::new().grad(Site::ResidPre(1)).grad(Site::Z(2)).run(&model, &tokens).unwrap();
+    let logits = trace.logits().unwrap();
+    let (first, second) = (scalar(logits), logits.sqr().unwrap().sum_all().unwrap());
+    let (a, b) = (trace.backward(&first).unwrap(), trace.backward(&second).unwrap());
+    let sum = trace.backward(&(first + second).unwrap()).unwrap();
+    for site in [Site::ResidPre(1), Site::Z(2)] {
+        let added = (a.get(site).unwrap() + b.get(site).unwrap()).unwrap();
+        assert!(max_difference(&added, sum.get(site).unwrap()) < 1e-9, "{site}");
+        assert!(max_difference(a.get(site).unwrap(), b.get(site).unwrap()) > 1e-3, "{site}");
     }
 }
 

@@ -38,7 +38,11 @@ use interp::{Config, Gpt2, LogitsAt, Plan, Site, Tokens};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-fn main() -> Fallible<()> {
+fn main() -> Result<(), String> {
+    interp::process::run(|| run().map_err(|e| e.to_string())) // as the binary does its work
+}
+
+fn run() -> Fallible<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let (contender, dir, device, dtype) = match args.as_slice() {
         [contender, dir] => (contender, dir, "cpu", "f32"),
@@ -48,7 +52,6 @@ fn main() -> Fallible<()> {
             return Ok(());
         }
     };
-    interp::memory::keep_freed(); // as the binary does
     let dir = Path::new(dir);
     let path = dir.join("config.json");
     let config = Config::parse(&read_small(&path, 1 << 20)?, &path)?;

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::frame::load_parquet;
 use crate::gather::{check_sites, width};
 use crate::gpt2::Gpt2;
+use crate::process;
 use crate::shard::Layout;
 use crate::site::Site;
 use crate::text::Tokenizer;
@@ -202,7 +203,8 @@ impl<'a> Export<'a> {
         progress(state)?;
         let Self { reader, tokenizer, dir, plan, id, widths, labels, known } = self;
         let sites = reader.sites.clone();
-        let writer = Writer { dir, plan, id, tokenizer, labels: labels.as_ref(), sites: &sites, widths };
+        let pool = process::pool(rayon::current_num_threads())?;
+        let writer = Writer { dir, plan, id, tokenizer, labels: labels.as_ref(), sites: &sites, widths, pool: &pool };
         let done = std::thread::scope(|scope| {
             let (shares, to_write) = sync_channel(0);
             let (back, used) = channel();

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use half::f16;
 use polars::prelude::*;
+use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::rows::Rows;
@@ -29,6 +30,7 @@ pub(super) struct Writer<'a> {
     pub(super) labels: Option<&'a DataFrame>,
     pub(super) sites: &'a [Site],
     pub(super) widths: &'a [usize],
+    pub(super) pool: &'a ThreadPool,
 }
 
 /// Some rows of the part with this number.
@@ -103,15 +105,17 @@ impl Writer<'_> {
     fn write_rows(&self, rows: &Rows, statistics: &mut [Statistics], shard: &mut dyn Shard) -> Result<()> {
         let request = &self.plan.request;
         let identity = self.identity(rows)?;
-        rows.values.par_iter().zip(self.widths).zip(statistics).for_each(|((values, width), statistics)| {
-            statistics.add(&Statistics::of(values, *width, request.covariance));
+        self.pool.install(|| {
+            rows.values.par_iter().zip(self.widths).zip(statistics).for_each(|((values, width), statistics)| {
+                statistics.add(&Statistics::of(values, *width, request.covariance));
+            });
         });
         if request.dtype == Dtype::F32 {
             let values: Vec<Values<'_>> = rows.values.iter().map(|values| Values::F32(values)).collect();
             return shard.write(&identity, &values);
         }
         let round = |values: &Vec<f32>| values.iter().map(|x| f16::from_f32(*x)).collect();
-        let halves: Vec<Vec<f16>> = rows.values.par_iter().map(round).collect();
+        let halves: Vec<Vec<f16>> = self.pool.install(|| rows.values.par_iter().map(round).collect());
         shard.write(&identity, &halves.iter().map(|values| Values::F16(values)).collect::<Vec<_>>())
     }
 

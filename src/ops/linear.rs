@@ -1,6 +1,10 @@
 //! Affine maps: GPT-2's `Conv1D` (weight `[in, out]`) and its unembedding (weight `[vocab, in]`).
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Tensor, Var};
+use std::ops::Range;
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor, Var,
+};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -85,6 +89,31 @@ fn flat(x: &Tensor) -> Result<Tensor> {
     x.reshape((rows, width))
 }
 
+/// A product with the rows of a gradient, `[n, i]` → `[n, o]`, and zeros where the first and the last rows are zeros: a metric of
+/// one prompt of a batch, or of last positions, reaches few of them.
+fn of_rows(grad: &Tensor, product: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let reached = reached(grad)?;
+    let (before, after) = (reached.start, grad.dim(0)? - reached.end);
+    if reached.is_empty() || (before, after) == (0, 0) {
+        return product(grad);
+    }
+    product(&grad.narrow(0, before, reached.len())?)?.pad_with_zeros(0, before, after)
+}
+
+/// From the first to the last row that is not all zeros; on a GPU, which would have to be waited for, all of them.
+fn reached(x: &Tensor) -> Result<Range<usize>> {
+    let (n, width) = x.dims2()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return Ok(0..n) };
+    for_real!(storage, "reached", T => {
+        let mut rows = slice::<T>(storage, layout, "reached")?.chunks_exact(width.max(1));
+        let reaches = |row: &[T]| row.iter().any(|x| *x != T::zero());
+        let first = rows.position(reaches).unwrap_or(n);
+        let last = rows.rposition(reaches).map_or(first, |last| first + 1 + last);
+        Ok(first..(last + 1).min(n))
+    })
+}
+
 fn mismatch(x: &Layout, w: &Layout, op: &'static str) -> candle_core::Error {
     candle_core::Error::ShapeMismatchBinaryOp { lhs: x.shape().clone(), rhs: w.shape().clone(), op }.bt()
 }
@@ -141,7 +170,8 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let to_x = if x.track_op() { Some(linear_t(&grad, weight, None)?.reshape(x.dims())?) } else { None };
+        let product = |grad: &Tensor| linear_t(grad, weight, None);
+        let to_x = if x.track_op() { Some(of_rows(&grad, product)?.reshape(x.dims())?) } else { None };
         let to_weight = weight_gradient(weight, self.into.as_ref(), &flat(x)?, &grad)?;
         let to_bias = if bias.track_op() { Some(sum_rows(&grad)?) } else { None };
         Ok((to_x, to_weight, to_bias))
@@ -168,11 +198,12 @@ impl CustomOp2 for LinearT {
                 let mut turned = vec![T::zero(); n * m];
                 let (x, w) = (View::new(x, (m, k), (k, 1)).transposed(), View::new(w, (n, k), (k, 1)));
                 gemm(&mut turned, m, w, x, T::one(), false, Threads::All);
-                for (j, column) in turned.chunks_exact(m).enumerate() {
-                    for (i, y) in column.iter().enumerate() {
-                        out[i * n + j] = *y;
+                rows::each_block(&mut out, n, 2 * n, |first, rows| {
+                    for (i, row) in rows.chunks_exact_mut(n).enumerate() {
+                        let column = turned[first + i..].iter().step_by(m);
+                        row.iter_mut().zip(column).for_each(|(y, turned)| *y = *turned);
                     }
-                }
+                });
             } else {
                 let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (n, k), (k, 1)).transposed());
                 gemm(&mut out, n, x, w, T::one(), false, Threads::All);
@@ -188,11 +219,8 @@ impl CustomOp2 for LinearT {
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let to_x = if x.track_op() {
-            Some(grad.apply_op2_no_bwd(weight, &Product { transposed: false })?.reshape(x.dims())?)
-        } else {
-            None
-        };
+        let product = |grad: &Tensor| grad.contiguous()?.apply_op2_no_bwd(weight, &Product { transposed: false });
+        let to_x = if x.track_op() { Some(of_rows(&grad, product)?.reshape(x.dims())?) } else { None };
         let to_weight = weight_gradient(weight, self.into.as_ref(), &grad, &flat(x)?)?;
         Ok((to_x, to_weight))
     }
@@ -261,9 +289,14 @@ impl Product {
         (s2, l2): (&CpuStorage, &Layout),
     ) -> Result<()> {
         let ((rows, cols), (k, n)) = (l1.shape().dims2()?, l2.shape().dims2()?);
-        let a = View::new(slice::<T>(s1, l1, "product")?, (rows, cols), (cols, 1));
+        let (a, b) = (slice::<T>(s1, l1, "product")?, slice::<T>(s2, l2, "product")?);
+        if !self.transposed && !add && rows <= thin::ROWS {
+            thin::add_product(out, a, b, k, n);
+            return Ok(());
+        }
+        let a = View::new(a, (rows, cols), (cols, 1));
         let a = if self.transposed { a.transposed() } else { a };
-        gemm(out, n, a, View::new(slice::<T>(s2, l2, "product")?, (k, n), (n, 1)), T::one(), add, Threads::All);
+        gemm(out, n, a, View::new(b, (k, n), (n, 1)), T::one(), add, Threads::All);
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod real;
 mod region;
 mod rows;
 mod sum;
+mod tap;
 mod thin;
 
 use candle_core::{DType, Result, Tensor};
@@ -34,6 +35,7 @@ pub use norm::{affine, layer_norm, norm_scale, normalize};
 pub use region::{read_region, write_region};
 pub(crate) use sum::finite;
 pub use sum::{all_finite, sum_of_squares};
+pub use tap::Taps;
 
 /// What an operation does on a GPU: `on_gpu!(self, x, y => …)` beside its `cpu_fwd`, with every tensor as storage and layout;
 /// `on_gpu!(self, mut x, y => …)` for one that changes x.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::{Direction, Options, Patched, cells, corruption};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
@@ -75,5 +77,5 @@ fn products(trace: &Trace, sites: &[Site], mut slopes: Vec<f64>) -> Result<BTree
         };
         Ok((site, own.iter().zip(theirs).zip(&slope).map(one).collect()))
     };
-    sites.iter().map(product).collect()
+    sites.par_iter().map(product).collect()
 }

@@ -1,0 +1,50 @@
+//! How a process works fastest: what a binary sets before anything else.
+
+use crate::error::{Error, Result};
+
+/// Bytes of stack of a thread that works: as much as the first thread has on most systems.
+const STACK: usize = 8 << 20;
+
+/// Does the work of a whole binary, with the process set up for it; to be called first of all in `main`.
+///
+/// - Large blocks that are freed are kept. Left alone, glibc hands every freed activation back to the system and takes fresh pages for
+///   the next one; with threads at work, that is up to half of the time of a training step.
+/// - candle's own thread pool is turned off, unless `CANDLE_NUM_THREADS` is set: it spins between operations and takes one caller at
+///   a time, so that it slows down ours.
+/// - The work is done by a thread of rayon's pool. From any other, every operation would wake that pool and sleep until it is done.
+///
+/// A panic of the work is this function's panic.
+pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    keep_freed();
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: no other thread has been started yet.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var("CANDLE_NUM_THREADS", "1")
+        }
+    }
+    // A pool that is there already does the work as well, with its own stacks.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global();
+    rayon::scope(|_| work())
+}
+
+/// Threads for work beside that of [`run`]: whoever waits for such work may hold the last free thread of rayon's pool.
+///
+/// # Errors
+/// [`Error::TryAgain`] where the system starts no more threads.
+pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::TryAgain(format!("cannot start threads: {e}")))
+}
+
+fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt sets three numbers of the allocator, under its own lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+        // Threads would get arenas of their own, which hand large blocks back whatever is set.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
