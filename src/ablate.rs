@@ -227,10 +227,9 @@ impl Reference {
                 "an attention map like {site} has no mean over positions; use zero, pos-mean, resample or knockout"
             )));
         }
-        let mut all = Vec::with_capacity(prompts.len());
         let longest = prompts.iter().map(Tokens::longest).max().unwrap_or(1);
-        for batch in prompts.chunks((BATCH_TOKENS / longest).max(1)) {
-            let tokens = Tokens::stack(batch)?;
+        let all = memory::in_batches(prompts.len(), BATCH_TOKENS / longest, &mut |part| {
+            let tokens = Tokens::stack(&prompts[part])?;
             let mut values: Vec<Values> = vec![Values::new(); tokens.len()];
             let plan = Plan::new().reads(sites.iter().copied()).logits(LogitsAt::None);
             plan.run_each(model, &tokens, &mut |site, value| {
@@ -245,8 +244,8 @@ impl Reference {
                 }
                 Ok(())
             })?;
-            all.extend((0..tokens.len()).map(|prompt| tokens.row(prompt).to_vec()).zip(values));
-        }
+            Ok((0..tokens.len()).map(|prompt| tokens.row(prompt).to_vec()).zip(values).collect())
+        })?;
         Ok(match method {
             Method::Mean => Reference::Mean(position_means(&all, sites)?),
             Method::PosMean => {

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
+use crate::memory;
 use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::tokens::Tokens;
@@ -31,18 +32,18 @@ impl Answered {
 /// # Errors
 /// Prompts that do not fit the model.
 pub fn answers(model: &Gpt2, pairs: &[Pair]) -> Result<Vec<Answered>> {
-    let mut answered = Vec::with_capacity(pairs.len());
     let longest = pairs.iter().map(Pair::len).max().unwrap_or(1);
-    for pairs in pairs.chunks((BATCH_TOKENS / (2 * longest)).max(1)) {
+    memory::in_batches(pairs.len(), BATCH_TOKENS / (2 * longest), &mut |part| {
+        let pairs = &pairs[part];
         let tokens = Tokens::stack(pairs.iter().flat_map(|pair| [pair.clean(), pair.corrupt()]))?;
         let output = model.run(Pass::new(&tokens).logits(LogitsAt::Last), &mut ())?;
         let logits = output.logits.map(|logits| to_f32(&logits)).transpose()?.unwrap_or_default();
         let rows: Vec<&[f32]> = logits.chunks_exact(model.config().vocab_size).collect();
-        for (pair, ends) in pairs.iter().zip(rows.chunks_exact(2)) {
+        let answered = |(pair, ends): (&Pair, &[&[f32]])| {
             let measures = Measures::new(ends[0]);
             let of = |end| measures.of(end, pair.target());
-            answered.push(Answered { clean: of(ends[0]), corrupt: of(ends[1]) });
-        }
-    }
-    Ok(answered)
+            Answered { clean: of(ends[0]), corrupt: of(ends[1]) }
+        };
+        Ok(pairs.iter().zip(rows.chunks_exact(2)).map(answered).collect())
+    })
 }

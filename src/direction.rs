@@ -15,6 +15,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Result, shorten};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::memory;
 use crate::plan::Plan;
 use crate::random::{normal, stream};
 use crate::site::{Axis, Site};
@@ -222,25 +223,23 @@ pub(crate) fn takes_directions(site: Site) -> bool {
 fn pooled(model: &Gpt2, tokens: &Tokens, sites: &[Site], pool: Pool) -> Result<Vec<Vec<Vec<f32>>>> {
     /// Prompts that pass through the model at once.
     const BATCH: usize = 32;
-    let mut all: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sites.len()];
-    for start in (0..tokens.len()).step_by(BATCH) {
-        let batch = tokens.slice(start..(start + BATCH).min(tokens.len()));
+    let all = memory::in_batches(tokens.len(), BATCH, &mut |part| {
+        let batch = tokens.slice(part);
         let trace = Plan::new().reads(sites.iter().copied()).logits(LogitsAt::None).run(model, &batch)?;
-        for (site, kept) in sites.iter().zip(&mut all) {
-            for prompt in 0..batch.len() {
-                let length = batch.row(prompt).len();
-                let (first, n) = match pool {
-                    Pool::Last => (length - 1, 1),
-                    Pool::Mean if length > 1 => (1, length - 1),
-                    Pool::Mean => (0, 1),
-                };
-                let rows = to_f32(&trace.get(*site)?.get(prompt)?.narrow(0, first, n)?)?;
-                let rows: Vec<Vec<f32>> = rows.chunks(rows.len() / n).map(<[f32]>::to_vec).collect();
-                kept.push(mean(&rows).into_iter().map(|x| x as f32).collect());
-            }
-        }
-    }
-    Ok(all)
+        let of = |prompt: usize, site: &Site| -> Result<Vec<f32>> {
+            let length = batch.row(prompt).len();
+            let (first, n) = match pool {
+                Pool::Last => (length - 1, 1),
+                Pool::Mean if length > 1 => (1, length - 1),
+                Pool::Mean => (0, 1),
+            };
+            let rows = to_f32(&trace.get(*site)?.get(prompt)?.narrow(0, first, n)?)?;
+            let rows: Vec<Vec<f32>> = rows.chunks(rows.len() / n).map(<[f32]>::to_vec).collect();
+            Ok(mean(&rows).into_iter().map(|x| x as f32).collect())
+        };
+        (0..batch.len()).map(|prompt| sites.iter().map(|site| of(prompt, site)).collect::<Result<Vec<_>>>()).collect()
+    })?;
+    Ok((0..sites.len()).map(|i| all.iter().map(|own| own[i].clone()).collect()).collect())
 }
 
 impl Direction {

@@ -1,5 +1,7 @@
 //! Letting the model write.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use polars::prelude::*;
 
@@ -149,7 +151,16 @@ pub fn generate(
     options.check(model, tokens, edits)?;
     let at = if edits.iter().any(|edit| edit.site() == Site::Logits) { LogitsAt::All } else { LogitsAt::Last };
     let plan = Plan::new().edits(edits.iter().cloned()).logits(at);
-    let mut writer = Writer { model, plan, cache: None, applied: Vec::new(), limit: model.config().n_positions };
+    let limit = model.config().n_positions;
+    let mut writer = Writer {
+        model,
+        plan,
+        groups: Vec::new(),
+        applied: Vec::new(),
+        limit,
+        cached: options.cache,
+        divisible: !edits.iter().any(Edit::is_narrowed_by_prompt),
+    };
     let mut texts: Vec<Text> = (0..tokens.len())
         .flat_map(|prompt| (0..options.num_samples).map(move |sample| (prompt, sample)))
         .map(|(prompt, sample)| Text {
@@ -163,10 +174,9 @@ pub fn generate(
         })
         .collect();
     for step in 0..options.max_new_tokens {
-        let logits = if step == 0 && options.cache && tokens.longest() <= writer.limit {
-            writer.first(tokens, options.num_samples)?
-        } else {
-            writer.next(&texts)?
+        let logits = match step {
+            0 => writer.first(tokens, &texts)?,
+            _ => writer.next(&texts)?,
         };
         for (text, logits) in texts.iter_mut().zip(logits).filter(|(text, _)| text.finish.is_none()) {
             let token = text.sampler.next(&logits, &text.ids)?;
@@ -202,35 +212,89 @@ impl Text {
 struct Writer<'a> {
     model: &'a Gpt2,
     plan: Plan,
-    cache: Option<KvCache>,
+    /// Texts that pass at once: all of them, unless there was no memory for that.
+    groups: Vec<Group>,
     applied: Vec<Applied>,
     limit: usize,
+    cached: bool,
+    /// Edits of single prompts count them in the batch as it is.
+    divisible: bool,
+}
+
+/// Texts and what has been read of them; without a cache, they are read whole.
+struct Group {
+    texts: Range<usize>,
+    cache: Option<KvCache>,
 }
 
 impl Writer<'_> {
     /// Reads the prompts once, however many texts each begins, and returns the logits `[vocab]` of every text.
-    fn first(&mut self, tokens: &Tokens, samples: usize) -> Result<Vec<Tensor>> {
+    fn first(&mut self, tokens: &Tokens, texts: &[Text]) -> Result<Vec<Tensor>> {
+        self.groups = vec![Group { texts: 0..texts.len(), cache: None }];
+        if !self.cached || tokens.longest() > self.limit {
+            return self.next(texts);
+        }
+        let samples = texts.len() / tokens.len();
         let mut cache = KvCache::new(self.model.config());
-        let trace = self.plan.run_cached(self.model, tokens, &mut cache)?;
-        self.cache = Some(cache.repeat_each(samples)?);
-        let logits = self.logits(&trace, tokens)?;
-        Ok(logits.into_iter().flat_map(|logits| std::iter::repeat_n(logits, samples)).collect())
+        let read = self.plan.run_cached(self.model, tokens, &mut cache);
+        match read.and_then(|trace| Ok((trace, cache.repeat_each(samples)?))) {
+            Ok((trace, cache)) => {
+                self.groups[0].cache = Some(cache);
+                let logits = self.logits(&trace, tokens)?;
+                Ok(logits.into_iter().flat_map(|logits| std::iter::repeat_n(logits, samples)).collect())
+            }
+            // In smaller groups, then.
+            Err(Error::TryAgain(_)) if texts.len() > 1 && self.divisible => {
+                self.split(0);
+                self.next(texts)
+            }
+            Err(e) => Err(e),
+        }
     }
 
-    /// Reads what was written last, or without a cache everything that fits.
+    /// Reads what was written last, or without a cache everything that fits. A group that there is no memory for is divided,
+    /// and its halves are read anew.
     fn next(&mut self, texts: &[Text]) -> Result<Vec<Tensor>> {
-        if texts.iter().any(|text| text.ids.len() > self.limit) {
-            self.cache = None; // positions moved: nothing that was kept holds any more
+        let mut all = Vec::with_capacity(texts.len());
+        let mut at = 0;
+        while at < self.groups.len() {
+            let own = self.groups[at].texts.clone();
+            match self.read(at, &texts[own.clone()]) {
+                Ok(logits) => {
+                    all.extend(logits);
+                    at += 1;
+                }
+                Err(Error::TryAgain(_)) if own.len() > 1 && self.divisible => self.split(at),
+                Err(e) => return Err(e),
+            }
         }
-        let from = |text: &Text| match self.cache {
+        Ok(all)
+    }
+
+    fn split(&mut self, at: usize) {
+        let Range { start, end } = self.groups[at].texts;
+        let middle = start + (end - start) / 2;
+        let halves = [start..middle, middle..end].map(|texts| Group { texts, cache: None });
+        self.groups.splice(at..=at, halves);
+    }
+
+    /// The logits of one group.
+    fn read(&mut self, at: usize, texts: &[Text]) -> Result<Vec<Tensor>> {
+        let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
+        // What failed on the way leaves no cache behind. Where positions moved, nothing that was kept holds any more.
+        let cache = self.groups[at].cache.take().filter(|_| longest <= self.limit);
+        let from = |text: &Text| match cache {
             Some(_) => text.ids.len() - 1,
             None => text.ids.len().saturating_sub(self.limit),
         };
         let tokens = Tokens::from_ids(texts.iter().map(|text| text.ids[from(text)..].to_vec()).collect())?;
-        let trace = match &mut self.cache {
+        let new = || (self.cached && longest <= self.limit).then(|| KvCache::new(self.model.config()));
+        let mut cache = cache.or_else(new);
+        let trace = match &mut cache {
             Some(cache) => self.plan.run_cached(self.model, &tokens, cache)?,
             None => self.plan.run(self.model, &tokens)?,
         };
+        self.groups[at].cache = cache;
         self.logits(&trace, &tokens)
     }
 

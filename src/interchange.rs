@@ -9,6 +9,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::memory;
 use crate::metric::{Metric, effect};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
@@ -18,6 +19,8 @@ use crate::stats;
 use crate::subspace::Subspace;
 use crate::tokens::Tokens;
 
+/// Tokens of pairs that pass through the model at once.
+const BATCH_TOKENS: usize = 512;
 /// Pairs of a training step.
 const BATCH: usize = 16;
 /// Share of the last step's direction that the next one keeps.
@@ -44,6 +47,8 @@ pub struct Interchange<'a> {
     pos: usize,
     clean: Side,
     corrupt: Side,
+    /// Pairs that may pass at once.
+    at_once: usize,
 }
 
 /// The clean or the corrupted runs.
@@ -61,8 +66,8 @@ impl<'a> Interchange<'a> {
     ///
     /// # Errors
     /// [`Error::Request`] for no pair, pairs of different lengths, noise, a site that is no stream of a layer, and a position that
-    /// the prompts do not have; faults of the prompts.
-    pub fn new(model: &'a Gpt2, pairs: &'a [Pair], site: Site, pos: i64) -> Result<Self> {
+    /// the prompts do not have; [`Error::TryAgain`] where one pair takes more than `room` bytes; faults of the prompts.
+    pub fn new(model: &'a Gpt2, pairs: &'a [Pair], site: Site, pos: i64, room: Option<u64>) -> Result<Self> {
         let Some(first) = pairs.first() else { return Err(Error::request("there is no pair")) };
         if let Some(other) = pairs.iter().find(|pair| pair.len() != first.len()) {
             return Err(Error::request(format!(
@@ -81,14 +86,26 @@ impl<'a> Interchange<'a> {
             }
         };
         let pos = resolve_index("pos", pos, first.len())?;
+        let (config, length) = (model.config(), first.len());
+        // Both sides keep a stream of every pair.
+        let held = (2 * 4 * pairs.len() * (length + 1) * config.n_embd) as u64;
+        memory::check_left("what every pair leaves", held, room)?;
+        let each = config.gradient_memory(1, length);
+        let at_once = memory::at_once("one pair", each, BATCH_TOKENS / length, room.map(|room| room - held))?;
         let side = |of: fn(&Pair) -> &Tokens| -> Result<Side> {
             let tokens = Tokens::from_ids(pairs.iter().map(|pair| of(pair).row(0).to_vec()).collect())?;
-            let trace = Plan::new().reads([site, Site::ResidPre(layer)]).logits(LogitsAt::Last).run(model, &tokens)?;
-            let value = trace.get(site)?.narrow(1, pos, 1)?.contiguous()?;
-            let logit_diff = logit_diffs(&trace, pairs)?;
-            Ok(Side { resid: trace.get(Site::ResidPre(layer))?.clone(), value, logit_diff, tokens })
+            let (mut values, mut logit_diff) = (Vec::new(), Vec::new());
+            let streams = memory::in_batches(pairs.len(), at_once, &mut |part| {
+                let plan = Plan::new().reads([site, Site::ResidPre(layer)]).logits(LogitsAt::Last);
+                let trace = plan.run(model, &tokens.slice(part.clone()))?;
+                let found = logit_diffs(&trace, &pairs[part])?;
+                values.push(trace.get(site)?.narrow(1, pos, 1)?.contiguous()?);
+                logit_diff.extend(found);
+                Ok(vec![trace.get(Site::ResidPre(layer))?.clone()])
+            })?;
+            Ok(Side { resid: Tensor::cat(&streams, 0)?, value: Tensor::cat(&values, 0)?, logit_diff, tokens })
         };
-        Ok(Self { model, pairs, site, pos, clean: side(Pair::clean)?, corrupt: side(Pair::corrupt)? })
+        Ok(Self { model, pairs, site, pos, clean: side(Pair::clean)?, corrupt: side(Pair::corrupt)?, at_once })
     }
 
     /// What activations differ by, clean less corrupted, by pair.
@@ -112,9 +129,10 @@ impl<'a> Interchange<'a> {
     /// [`Error::Request`] for a subspace of another width.
     pub fn patched(&self, subspace: &Subspace, part: Part) -> Result<Vec<f64>> {
         let basis = self.basis(subspace)?;
-        let all: Vec<u32> = (0..self.pairs.len() as u32).collect();
-        let trace = self.run(&self.corrupt, &self.clean, &all, &basis, part)?;
-        logit_diffs(&trace, self.pairs)
+        memory::in_batches(self.pairs.len(), self.at_once, &mut |rows| {
+            let all: Vec<u32> = rows.clone().map(|row| row as u32).collect();
+            logit_diffs(&self.run(&self.corrupt, &self.clean, &all, &basis, part)?, &self.pairs[rows])
+        })
     }
 
     fn basis(&self, subspace: &Subspace) -> Result<Tensor> {
@@ -167,7 +185,7 @@ impl<'a> Interchange<'a> {
         seed: u64,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<(Subspace, Vec<f64>)> {
-        let (width, vocab) = (self.model.config().n_embd, self.model.config().vocab_size);
+        let width = self.model.config().n_embd;
         if dimensions == 0 || dimensions > width || steps == 0 {
             return Err(Error::request(format!(
                 "{dimensions} dimensions of {width} in {steps} steps: give 1 to {width}, and at least one step"
@@ -193,35 +211,49 @@ impl<'a> Interchange<'a> {
         for step in 0..steps {
             order.shuffle(&mut rng);
             let rows = &order[..order.len().min(BATCH)];
-            let basis = Var::from_tensor(&self.basis(&subspace)?)?;
-            let mut loss = 0.0;
-            let mut gradient = vec![vec![0.0; width]; dimensions];
-            for (base, source, sign) in [(&self.corrupt, &self.clean, 1.0), (&self.clean, &self.corrupt, -1.0)] {
-                let trace = self.run(base, source, rows, basis.as_tensor(), Part::Along)?;
-                let pairs: Vec<Pair> = rows.iter().map(|row| self.pairs[*row as usize].clone()).collect();
-                let n = 2.0 * rows.len() as f64;
-                // d log(1 + e^−x) / dx = −1 / (1 + eˣ)
-                let mut slopes = Vec::new();
-                for (value, pair) in logit_diffs(&trace, &pairs)?.into_iter().zip(&pairs) {
-                    let x = sign * value;
-                    loss += (-x).max(0.0) + (-x.abs()).exp().ln_1p();
-                    let slope = -sign / (1.0 + x.exp()) / n;
-                    let by_logits = Metric::LogitDiff.gradient(&vec![0.0; vocab], &[], pair.target())?;
-                    slopes.extend(by_logits.into_iter().map(|x| x * slope));
+            let (mut loss, mut gradient) = (0.0, vec![vec![0.0; width]; dimensions]);
+            memory::in_batches::<()>(rows.len(), self.at_once, &mut |part| {
+                let (own, by_basis) = self.slopes(&subspace, &rows[part], rows.len())?;
+                loss += own;
+                for (sum, row) in gradient.iter_mut().zip(by_basis) {
+                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                 }
-                let (sloped, scale) = trace.with_slopes(&slopes)?;
-                let grads = sloped.backward()?;
-                let grads = grads.get(basis.as_tensor()).ok_or_else(|| Error::Bug("no way to the basis".into()))?;
-                for (sum, row) in gradient.iter_mut().zip(grads.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
-                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += scale * x);
-                }
-            }
-            losses.push(loss / (2 * rows.len()) as f64);
+                Ok(Vec::new())
+            })?;
+            losses.push(loss);
             let turn = TURN * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
             subspace = descend(&subspace, gradient, &mut momentum, turn);
             progress(step + 1, steps)?;
         }
         Ok((subspace, losses))
+    }
+
+    /// The loss of some pairs, as a part of the mean over both directions of `of` pairs, and its slopes by the basis.
+    fn slopes(&self, subspace: &Subspace, rows: &[u32], of: usize) -> Result<(f64, Vec<Vec<f64>>)> {
+        let vocab = self.model.config().vocab_size;
+        let basis = Var::from_tensor(&self.basis(subspace)?)?;
+        let pairs: Vec<Pair> = rows.iter().map(|row| self.pairs[*row as usize].clone()).collect();
+        let (n, mut loss) = (2.0 * of as f64, 0.0);
+        let mut gradient = vec![vec![0.0; self.model.config().n_embd]; subspace.dimensions()];
+        for (base, source, sign) in [(&self.corrupt, &self.clean, 1.0), (&self.clean, &self.corrupt, -1.0)] {
+            let trace = self.run(base, source, rows, basis.as_tensor(), Part::Along)?;
+            // d log(1 + e^−x) / dx = −1 / (1 + eˣ)
+            let mut slopes = Vec::new();
+            for (value, pair) in logit_diffs(&trace, &pairs)?.into_iter().zip(&pairs) {
+                let x = sign * value;
+                loss += ((-x).max(0.0) + (-x.abs()).exp().ln_1p()) / n;
+                let slope = -sign / (1.0 + x.exp()) / n;
+                let by_logits = Metric::LogitDiff.gradient(&vec![0.0; vocab], &[], pair.target())?;
+                slopes.extend(by_logits.into_iter().map(|x| x * slope));
+            }
+            let (sloped, scale) = trace.with_slopes(&slopes)?;
+            let grads = sloped.backward()?;
+            let grads = grads.get(basis.as_tensor()).ok_or_else(|| Error::Bug("no way to the basis".into()))?;
+            for (sum, row) in gradient.iter_mut().zip(grads.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += scale * x);
+            }
+        }
+        Ok((loss, gradient))
     }
 }
 

@@ -73,6 +73,31 @@ pub fn halving(batch: Range<usize>, work: &mut dyn FnMut(Range<usize>) -> Result
     }
 }
 
+/// Does some work on `n` things, at most `most` of them at once, as [`halving`] does it; the results of all parts in order.
+///
+/// # Errors
+/// As [`halving`].
+pub fn in_batches<R>(n: usize, most: usize, work: &mut dyn FnMut(Range<usize>) -> Result<Vec<R>>) -> Result<Vec<R>> {
+    let most = most.max(1);
+    let mut all = Vec::new();
+    for start in (0..n).step_by(most) {
+        halving(start..n.min(start + most), &mut |part| {
+            all.extend(work(part)?);
+            Ok(())
+        })?;
+    }
+    Ok(all)
+}
+
+/// How many things of so many bytes may be held at once: as many as are usual, or fewer where --memory leaves less room.
+///
+/// # Errors
+/// [`Error::TryAgain`] where there is no room for one.
+pub fn at_once(what: &str, bytes: u64, usual: usize, left: Option<u64>) -> Result<usize> {
+    check_left(what, bytes, left)?;
+    Ok(left.map_or(usual, |left| usual.min((left / bytes.max(1)) as usize)).max(1))
+}
+
 /// Bytes for people: `1.94 GB`.
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];

@@ -6,6 +6,7 @@
 //! that is otherwise plain, and everything after them is computed anew.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use candle_core::Tensor;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::Gpt2;
 use crate::graph::{Graph, Outputs, Receiver, Source};
+use crate::memory;
 use crate::metric::{Measures, Metric, effect};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
@@ -98,14 +100,14 @@ pub struct Paths {
 ///
 /// # Errors
 /// [`Error::Request`] for no receivers, logits beside others, receivers that the model does not have, or noise instead of a
-/// corrupted prompt; [`Error::TryAgain`] for too little `memory`, and faults of the prompts.
+/// corrupted prompt; [`Error::TryAgain`] where they take more than `room` bytes, and faults of the prompts.
 pub fn paths(
     model: &Gpt2,
     pair: &Pair,
     receivers: &[End],
     freeze: Freeze,
     denoise: bool,
-    memory: Option<u64>,
+    room: Option<u64>,
 ) -> Result<Paths> {
     let config = model.config();
     if receivers.is_empty() {
@@ -123,6 +125,10 @@ pub fn paths(
         false => (pair.clean(), pair.corrupt()),
         true => (pair.corrupt(), pair.clean()),
     };
+    let graph = Graph::of(config);
+    let held = 3 * Outputs::bytes(graph, base.longest(), config);
+    memory::check_left("what every node writes", held, room)?;
+    let left = room.map(|room| (room - held) / 2);
     let layers = 0..config.n_layer;
     let sites = layers.flat_map(|l| {
         let scales = [Site::Ln1Scale(l), Site::Ln2Scale(l)];
@@ -131,34 +137,37 @@ pub fn paths(
     });
     let plan = Outputs::read(Plan::new(), config).reads(sites.clone().chain([Site::LnFinalScale]));
     let trace = plan.run(model, base)?;
-    let trunk = Trunk::grow(model, Plan::new(), base, sites, Wanted { loss_from: None, memory })?;
+    let trunk = Trunk::grow(model, Plan::new(), base, sites, Wanted { loss_from: None, memory: left })?;
     let (written, ends) = Outputs::run(model, other)?;
     let clean = if denoise { to_f32(&ends)? } else { trunk.end().logits.clone() };
     let measures = Measures::new(&clean);
     let measure = |logits: &[f32]| measures.of(logits, pair.target());
 
     let differences = (written.tensor() - Outputs::of(&trace, config)?.tensor())?;
-    let wave = Wave { model, trace: &trace, freeze, length: base.longest() };
-    let reached = wave.reach(&differences, receivers)?;
     let plain = measure(&trunk.end().logits);
-    let graph = Graph::of(config);
-    let mut senders: Vec<(Source, Vec<f64>)> = (1..graph.sources()).map(|i| (graph.source(i), plain.clone())).collect();
-    match reached {
-        Reached::Logits(rows) => {
-            for ((_, values), logits) in senders.iter_mut().zip(rows) {
-                *values = measure(&logits);
+    let length = base.longest();
+    let per_token = 8 * config.n_embd + 2 * config.n_inner + receivers.len() * config.n_embd;
+    let all = graph.sources() - 1;
+    let at_once = memory::at_once("the paths of one sender", (4 * length * per_token) as u64, all, left)?;
+    let values = memory::in_batches(all, at_once, &mut |part| {
+        let wave = Wave { model, trace: &trace, freeze, length, senders: part.clone() };
+        let mut found = vec![plain.clone(); part.len()];
+        match wave.reach(&differences, receivers)? {
+            Reached::Logits(rows) => {
+                found.iter_mut().zip(rows).for_each(|(found, logits)| *found = measure(&logits));
+            }
+            Reached::Values { cells, values } => {
+                trunk.run(&vec![cells; values.len()], &values, &mut |i, end| {
+                    if let Some(end) = end {
+                        found[i] = measure(&end.logits);
+                    }
+                    Ok(())
+                })?;
             }
         }
-        Reached::Values { cells, values } => {
-            let experiments = vec![cells; values.len()];
-            trunk.run(&experiments, &values, &mut |i, end| {
-                if let Some(end) = end {
-                    senders[i].1 = measure(&end.logits);
-                }
-                Ok(())
-            })?;
-        }
-    }
+        Ok(found)
+    })?;
+    let senders = values.into_iter().enumerate().map(|(i, values)| (graph.source(i + 1), values)).collect();
     Ok(Paths { senders, base: plain, other: measure(&to_f32(&ends)?) })
 }
 
@@ -170,20 +179,24 @@ enum Reached {
     Values { cells: Vec<Cell>, values: Vec<Values> },
 }
 
-/// How senders spread through the model: one row per sender, each with its own change of the stream.
+/// How some senders spread through the model: one row per sender, each with its own change of the stream.
 struct Wave<'a> {
     model: &'a Gpt2,
     trace: &'a Trace,
     freeze: Freeze,
     length: usize,
+    /// Which, counted from the first head.
+    senders: Range<usize>,
 }
 
 impl Wave<'_> {
     fn reach(&self, differences: &Tensor, receivers: &[End]) -> Result<Reached> {
         let config = self.model.config();
         let graph = Graph::of(config);
-        let (senders, width) = (graph.sources() - 1, config.n_embd);
-        let written = differences.reshape((graph.sources(), self.length, width))?.narrow(0, 1, senders)?;
+        let (senders, width) = (self.senders.len(), config.n_embd);
+        let written = differences.reshape((graph.sources(), self.length, width))?;
+        // Sources count from the input, senders from the first head.
+        let written = written.narrow(0, 1 + self.senders.start, senders)?;
         let written = written.to_dtype(self.model.dtype())?;
         // What of the change is there at each place: a sender's own part from where it writes on.
         let mut change = written.zeros_like()?;
@@ -207,7 +220,7 @@ impl Wave<'_> {
             }
             for site in [Site::ResidPre(layer), Site::ResidMid(layer), Site::ResidPost(layer)] {
                 if site == Site::ResidMid(layer) {
-                    change = self.add(&change, &written, 1 + layer * (config.n_head + 1), config.n_head)?;
+                    change = self.add(&change, &written, layer * (config.n_head + 1), config.n_head)?;
                 }
                 if site == Site::ResidPost(layer) {
                     let scale = self.scale(Site::Ln2Scale(layer))?;
@@ -221,7 +234,7 @@ impl Wave<'_> {
                         // An MLP that is the sender writes what it wrote in the other run, whatever reaches it: nothing does.
                         change = (change + made)?;
                     }
-                    change = self.add(&change, &written, 1 + layer * (config.n_head + 1) + config.n_head, 1)?;
+                    change = self.add(&change, &written, layer * (config.n_head + 1) + config.n_head, 1)?;
                 }
                 if receivers.contains(&End::Stream(site)) {
                     write(site, None, &change, &change)?;
@@ -269,11 +282,10 @@ impl Wave<'_> {
         Ok(same.where_cond(&moved.zeros_like()?, &moved)?)
     }
 
-    /// Adds what the senders of one place write themselves: sources from `first` on.
+    /// Adds what the senders of one place write themselves: n of them, from `first` on.
     fn add(&self, change: &Tensor, written: &Tensor, first: usize, n: usize) -> Result<Tensor> {
-        // Sources count from the input, senders from the first head.
-        let rows: Vec<f32> =
-            (1..=change.dim(0)?).map(|source| if (first..first + n).contains(&source) { 1.0 } else { 0.0 }).collect();
+        let here = first..first + n;
+        let rows: Vec<f32> = self.senders.clone().map(|i| if here.contains(&i) { 1.0 } else { 0.0 }).collect();
         let mask = Tensor::from_vec(rows, (change.dim(0)?, 1, 1), change.device())?.to_dtype(change.dtype())?;
         Ok((change + written.broadcast_mul(&mask)?)?)
     }

@@ -7,6 +7,7 @@ use polars::prelude::*;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
+use crate::memory;
 use crate::ops;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
@@ -165,13 +166,17 @@ pub fn score(
         windows.extend(protocol.windows(document.ids.len()).into_iter().map(|window| (i, window)));
     }
     let mut count = 0;
-    for batch in windows.chunks((BATCH_TOKENS / protocol.context).max(1)) {
+    let most = BATCH_TOKENS / protocol.context;
+    memory::in_batches::<()>(windows.len(), most, &mut |part| {
+        let batch = &windows[part];
         let rows = batch.iter().map(|(i, (begin, end, _))| documents[*i].ids[*begin..end - 1].to_vec());
         let rows: Vec<Vec<u32>> = rows.collect();
         let tokens = Tokens::from_ids(rows)?;
         let resid = model.run(Pass::new(&tokens).logits(LogitsAt::None), &mut ())?.resid;
+        let mut scored = Vec::with_capacity(batch.len());
         for (row, (document, (begin, end, first))) in batch.iter().enumerate() {
             let resid = resid.get(row)?;
+            let mut own = Vec::with_capacity(end - first);
             for start in (*first..*end).step_by(BATCH_LOGITS) {
                 let stop = (start + BATCH_LOGITS).min(*end);
                 // Position p predicts token p + 1.
@@ -181,12 +186,17 @@ pub fn score(
                 if let Some(at) = values.iter().position(|loss| !loss.is_finite()) {
                     return Err(Error::data("losses", format!("the loss of token {} is not finite", start + at)));
                 }
-                losses[*document][start..stop].iter_mut().zip(values).for_each(|(loss, value)| *loss = Some(value));
+                own.extend(values);
             }
-            count += end - first;
+            scored.push((*document, *first, own));
+        }
+        for (document, first, own) in scored {
+            count += own.len();
+            losses[document][first..][..own.len()].iter_mut().zip(own).for_each(|(loss, value)| *loss = Some(value));
             done(count)?;
         }
-    }
+        Ok(Vec::new())
+    })?;
     let (bytes, words) = documents.iter().fold((0, 0), |(b, w), document| (b + document.bytes, w + document.words));
     Ok(Score { losses, seconds: start.elapsed().as_secs_f64(), bytes, words })
 }

@@ -7,6 +7,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::memory;
 use crate::metric::Metric;
 use crate::plan::{Plan, Trace};
 use crate::site::Site;
@@ -54,7 +55,8 @@ impl Saliency {
 /// rule over `steps` points on the straight line from the baseline to the prompt.
 ///
 /// # Errors
-/// [`Error::Request`] for no steps, several prompts, a baseline of another length, or a metric without a gradient.
+/// [`Error::Request`] for no steps, several prompts, a baseline of another length, or a metric without a gradient;
+/// [`Error::TryAgain`] where one step takes more than `room` bytes.
 pub fn saliency(
     model: &Gpt2,
     tokens: &Tokens,
@@ -62,6 +64,7 @@ pub fn saliency(
     metric: Metric,
     baseline: &Baseline,
     steps: usize,
+    room: Option<u64>,
 ) -> Result<Saliency> {
     if steps == 0 || tokens.len() != 1 {
         return Err(Error::request(format!(
@@ -97,17 +100,18 @@ pub fn saliency(
     let gradient_input = rows(&(&gradient * &own)?)?;
 
     let way = (&own - &start)?;
+    let usual = BATCH_TOKENS / tokens.longest();
+    let step = model.config().gradient_memory(1, tokens.longest());
+    let at_once = memory::at_once("one step of integrated gradients", step, usual, room)?;
+    let products = memory::in_batches(steps, at_once, &mut |part| {
+        let again = Tokens::from_ids(vec![tokens.row(0).to_vec(); part.len()])?;
+        let on_way = |k: usize| Ok((&start + way.affine((k as f64 + 0.5) / steps as f64, 0.0)?)?);
+        let trace = run(model, &again, Some(&Tensor::cat(&part.map(on_way).collect::<Result<Vec<_>>>()?, 0)?))?;
+        rows(&self::gradient(&trace, &clean, target, metric)?.broadcast_mul(&way)?)
+    })?;
     let mut integrated = vec![0.0; tokens.longest()];
-    let points: Vec<f64> = (0..steps).map(|k| (k as f64 + 0.5) / steps as f64).collect();
-    for points in points.chunks((BATCH_TOKENS / tokens.longest()).max(1)) {
-        let on_way = points.iter().map(|&at| Ok((&start + way.affine(at, 0.0)?)?)).collect::<Result<Vec<_>>>()?;
-        let again = Tokens::from_ids(vec![tokens.row(0).to_vec(); points.len()])?;
-        let trace = run(model, &again, Some(&Tensor::cat(&on_way, 0)?))?;
-        let slopes = self::gradient(&trace, &clean, target, metric)?;
-        let products = rows(&slopes.broadcast_mul(&way)?)?;
-        for products in products.chunks_exact(tokens.longest()) {
-            integrated.iter_mut().zip(products).for_each(|(sum, x)| *sum += x / steps as f64);
-        }
+    for products in products.chunks_exact(tokens.longest()) {
+        integrated.iter_mut().zip(products).for_each(|(sum, x)| *sum += x / steps as f64);
     }
     let at_start = run(model, tokens, Some(&start))?;
     let baseline = measure(&to_f32(at_start.logits()?)?);

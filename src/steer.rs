@@ -11,6 +11,7 @@ use crate::error::{Error, Result, shorten};
 use crate::frame::to_f32;
 use crate::generate::{self, generate};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
+use crate::memory;
 use crate::ops;
 use crate::plan::Plan;
 use crate::target::Target;
@@ -185,9 +186,11 @@ fn outcome(
         None => vec![None; tokens.len()],
         Some(target) => {
             let plan = Plan::new().edits(edits.iter().cloned()).logits(LogitsAt::Last);
-            let logits = to_f32(plan.run(model, tokens)?.logits()?)?;
-            let rows = logits.chunks_exact(model.config().vocab_size);
-            rows.map(|row| target.value(row).map(Some)).collect::<Result<_>>()?
+            memory::in_batches(tokens.len(), tokens.len(), &mut |part| {
+                let logits = to_f32(plan.run(model, &tokens.slice(part))?.logits()?)?;
+                let rows = logits.chunks_exact(model.config().vocab_size);
+                rows.map(|row| target.value(row).map(Some)).collect()
+            })?
         }
     };
     let (frame, _) = generate(model, tokenizer, tokens, edits, &options.generate, &mut |_| Ok(()))?;
@@ -219,18 +222,18 @@ fn outcome(
 fn logprobs(model: &Gpt2, texts: &[(usize, Vec<u32>)]) -> Result<Vec<f64>> {
     /// Texts that pass through the model at once.
     const BATCH: usize = 16;
-    let mut all = Vec::new();
-    for batch in texts.chunks(BATCH) {
+    memory::in_batches(texts.len(), BATCH, &mut |part| {
+        let batch = &texts[part];
         let tokens = Tokens::from_ids(batch.iter().map(|(_, ids)| ids.clone()).collect())?;
         let resid = model.run(Pass::new(&tokens).logits(LogitsAt::None), &mut ())?.resid;
-        for (row, (given, ids)) in batch.iter().enumerate() {
+        let logprob = |(row, (given, ids)): (usize, &(usize, Vec<u32>))| {
             // Position p predicts token p + 1.
             let before = resid.get(row)?.narrow(0, given - 1, ids.len() - given)?;
             let losses = ops::cross_entropy(&model.unembed(&before)?, ids[*given..].to_vec())?;
-            all.push(to_f32(&losses)?.into_iter().map(|loss| -f64::from(loss)).sum());
-        }
-    }
-    Ok(all)
+            Ok(to_f32(&losses)?.into_iter().map(|loss| -f64::from(loss)).sum())
+        };
+        batch.iter().enumerate().map(logprob).collect()
+    })
 }
 
 /// Columns on their way.

@@ -41,6 +41,7 @@ pub struct Trainer {
     optimizer: AdamW,
     block_size: usize,
     progress: Progress,
+    micro_batch_size: usize,
     /// One pool of one thread per core: a micro-batch is computed by one thread, so that the rounding, and with it
     /// the result, does not depend on how many threads there are.
     pools: Vec<rayon::ThreadPool>,
@@ -187,6 +188,7 @@ impl Trainer {
             eps: 1e-8,
             weight_decay: t.weight_decay,
         };
+        let micro_batch_size = recipe.train.micro_batch_size;
         let pools = (0..rayon::current_num_threads()).map(|_| process::pool(1)).collect::<Result<_>>()?;
         Ok(Self {
             optimizer: AdamW::new(parameters.iter().map(|p| p.var.clone()).collect(), optimizer)?,
@@ -198,8 +200,15 @@ impl Trainer {
             model,
             parameters,
             block_size,
+            micro_batch_size,
             pools,
         })
+    }
+
+    /// The same run, out of memory for more rows at once: a GPU that is full, for tests.
+    #[doc(hidden)]
+    pub fn with_room_for(self, most_rows: usize) -> Self {
+        Self { model: self.model.with_room_for(most_rows), ..self }
     }
 
     /// The model as it is now.
@@ -220,6 +229,12 @@ impl Trainer {
     /// Tokens in a row.
     pub fn block_size(&self) -> usize {
         self.block_size
+    }
+
+    /// Rows that pass through the model at once: as many as the recipe says, or half as many for every time that there was no memory
+    /// for them. What a step learns is then the same but for rounding, and for what dropout draws.
+    pub fn micro_batch_size(&self) -> usize {
+        self.micro_batch_size
     }
 
     /// The recipe.
@@ -269,7 +284,7 @@ impl Trainer {
     pub fn step(&mut self) -> Result<Step> {
         let step = self.steps();
         let lr = self.recipe.learning_rate(step);
-        let (loss, grads) = self.gradients(step)?;
+        let (loss, grads) = self.with_room(|trainer| trainer.gradients(step))?;
         let grad_norm = norm(&grads)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::data(
@@ -285,6 +300,16 @@ impl Trainer {
         self.optimizer.set_learning_rate(lr);
         self.optimizer.step_with(&grads, scale)?;
         Ok(Step { step: step + 1, loss, lr, grad_norm })
+    }
+
+    /// Some work, with ever fewer rows at once until there is memory for it.
+    fn with_room<R>(&mut self, work: impl Fn(&Self) -> Result<R>) -> Result<R> {
+        loop {
+            match work(self) {
+                Err(Error::TryAgain(_)) if self.micro_batch_size > 1 => self.micro_batch_size /= 2,
+                done => return done,
+            }
+        }
     }
 
     /// Mean loss of the rows of a step, and its gradient for every parameter.
@@ -364,7 +389,7 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::validation_loss`].
     pub fn evaluate(&mut self) -> Result<(f64, bool)> {
-        let loss = self.validation_loss()?;
+        let loss = self.with_room(Self::validation_loss)?;
         let lowest = self.progress.best.is_none_or(|best| loss < best);
         self.progress = match lowest {
             true => Progress { best: Some(loss), since_best: 0 },
@@ -377,7 +402,7 @@ impl Trainer {
     fn batch(&self, split: Split, rows: std::ops::Range<u64>, length: usize) -> Result<Vec<MicroBatch>> {
         let first = rows.start;
         let rows = self.parallel(rows.end - first, |i| self.rows.row(split, first + i, length + 1))?;
-        let rows_at_once = self.recipe.train.micro_batch_size * self.block_size / length;
+        let rows_at_once = self.micro_batch_size * self.block_size / length;
         let starts: Vec<usize> = (first..first + rows.len() as u64)
             .map(|i| if split == Split::TrainShort { self.start(i, length) } else { 0 })
             .collect();

@@ -244,7 +244,7 @@ impl<'a> Trunk<'a> {
             let n = rows.iter().enumerate().take(most).take_while(|(n, row)| alike(*n, row)).count().max(1);
             let mut batch: Vec<Row<'_>> = rows.drain(..n).collect();
             batch.sort_by_key(|row| row.first);
-            let ends = self.run_batch(&batch, source)?;
+            let ends = memory::in_batches(n, n, &mut |part| self.run_batch(&batch[part], source))?;
             for (row, end) in batch.iter().zip(ends) {
                 receive(row.index, Some(end))?;
             }

@@ -77,7 +77,7 @@ fn edges_are_attributed_as_by_autograd() {
         for (key, steps) in
             [("eap", Steps::Clean), ("eap_ig_1", Steps::Integrated(1)), ("eap_ig_5", Steps::Integrated(5))]
         {
-            let found = attribute(&case.model, &case.pairs, Metric::LogitDiff, steps, &mut quiet).unwrap();
+            let found = attribute(&case.model, &case.pairs, Metric::LogitDiff, steps, None, &mut quiet).unwrap();
             for (found, wanted) in found.iter().zip(case.peer(key)) {
                 case.assert_close(key, found, &wanted, 1e-4);
             }
@@ -184,7 +184,7 @@ fn inputs_are_attributed_as_by_autograd() {
     for case in Case::all() {
         for (p, pair) in case.pairs.iter().enumerate() {
             let of = |baseline| {
-                saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &baseline, 50).unwrap()
+                saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &baseline, 50, None).unwrap()
             };
             let (zero, other) = (of(Baseline::Zero), of(Baseline::Prompt(pair.corrupt().clone())));
             let ends = &case.peer("ends")[p];
@@ -194,8 +194,9 @@ fn inputs_are_attributed_as_by_autograd() {
             case.assert_close("ig_zero_50", &zero.integrated, &case.peer("ig_zero_50")[p], 1e-4);
             case.assert_close("ig_corrupt_50", &other.integrated, &case.peer("ig_corrupt_50")[p], 1e-4);
             assert!(zero.gap().abs() < 1e-3 && other.gap().abs() < 2e-3, "{} {}", zero.gap(), other.gap());
-            let coarse = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 1);
-            let fine = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 64);
+            let coarse =
+                saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 1, None);
+            let fine = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 64, None);
             assert!(fine.unwrap().gap().abs() < coarse.unwrap().gap().abs() / 4.0, "more steps come closer");
         }
     }
@@ -207,7 +208,8 @@ fn integrated_gradients_add_up_as_steps_grow() {
     let graph = Graph::of(case.model.config());
     let gap = |m: usize| {
         let scores =
-            attribute(&case.model, &case.pairs[..1], Metric::LogitDiff, Steps::Integrated(m), &mut quiet).unwrap();
+            attribute(&case.model, &case.pairs[..1], Metric::LogitDiff, Steps::Integrated(m), None, &mut quiet)
+                .unwrap();
         let leaving = (0..graph.edges()).filter(|edge| graph.edge(*edge).from == Source::Input);
         let ends = &case.peer("ends")[0];
         (leaving.map(|edge| scores[0][edge]).sum::<f64>() - (ends[0] - ends[1])).abs() / (ends[0] - ends[1]).abs()
@@ -291,7 +293,7 @@ fn a_subspace_is_patched_as_its_formula_says() {
     let case = Case::new("untied");
     let pair = &case.pairs[0];
     let (site, pos, width) = (Site::ResidPost(1), 2, case.model.config().n_embd);
-    let interchange = Interchange::new(&case.model, std::slice::from_ref(pair), site, pos).unwrap();
+    let interchange = Interchange::new(&case.model, std::slice::from_ref(pair), site, pos, None).unwrap();
     let mut rng = stream(3, "test", 0);
     let subspace = Subspace::random(3, width, &mut rng);
     let read = |tokens: &Tokens| values(Plan::new().read(site).run(&case.model, tokens).unwrap().get(site).unwrap());

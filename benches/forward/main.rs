@@ -128,7 +128,9 @@ fn attributed(model: &Gpt2, task: &str, length: usize) -> Fallible<f64> {
             black_box(patch::attribute(model, &pair, &sweeps, &[Metric::LogitDiff], patch::Options::default())?);
         }
         "eap_ig" => {
-            black_box(edges::attribute(model, &[pair], Metric::LogitDiff, Steps::Integrated(5), &mut |_, _| Ok(()))?);
+            black_box(edges::attribute(model, &[pair], Metric::LogitDiff, Steps::Integrated(5), None, &mut |_, _| {
+                Ok(())
+            })?);
         }
         _ => {
             let some: Vec<usize> = (0..Graph::of(model.config()).edges()).step_by(97).collect();

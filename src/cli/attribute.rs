@@ -1,7 +1,7 @@
 use interp::attribution::{self, Attributed, By};
 use interp::convention::LayerNormConvention;
 use interp::target::Target;
-use interp::{Plan, Result, Tokens, figure, page};
+use interp::{Plan, Result, Tokens, figure, memory, page};
 use serde_json::json;
 
 use super::args::{Global, Text};
@@ -59,11 +59,13 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let report = Report::begin("attribute", global, &format!("{level} {}", bench.name(&tokens)))?;
     let mut attributed: Vec<Attributed> = Vec::new();
     for (first, batch) in batches(&tokens) {
-        let targets = &targets[first..first + batch.len()];
-        attributed.extend(match args.accumulated {
-            true => attribution::accumulated(&bench.model, &batch, targets, convention, args.pos)?,
-            false => attribution::attribute(&bench.model, &batch, targets, by, args.pos)?,
-        });
+        attributed.extend(memory::in_batches(batch.len(), batch.len(), &mut |part| {
+            let targets = &targets[first + part.start..first + part.end];
+            match (args.accumulated, &batch.slice(part)) {
+                (true, batch) => attribution::accumulated(&bench.model, batch, targets, convention, args.pos),
+                (false, batch) => attribution::attribute(&bench.model, batch, targets, by, args.pos),
+            }
+        })?);
     }
     let neurons = args.neurons.unwrap_or(50);
     let frame = attribution::frame(&attributed, convention, neurons, tokenizer, global.seed)?;

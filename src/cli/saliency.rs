@@ -68,9 +68,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "mean" => Baseline::Mean,
         text => Baseline::Prompt(tokenizer.tokens(&[text], global.encoding())?),
     };
+    let room = bench.room(global)?;
     let report = Report::begin("saliency", global, &bench.name(&tokens))?;
     let one = |row: usize| {
-        saliency::saliency(&bench.model, &tokens.only(row), &target, metric, &baseline, args.steps as usize)
+        saliency::saliency(&bench.model, &tokens.only(row), &target, metric, &baseline, args.steps as usize, room)
     };
     let all = (0..tokens.len()).map(one).collect::<Result<Vec<Saliency>>>()?;
     let frame = saliency::frame(&tokens, &all)?;

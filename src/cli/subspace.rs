@@ -72,13 +72,14 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let tokens = pairs.tokens()?;
     let read = if found { None } else { Some(read(args, *site, &mut bench, &tokens)?) };
-    let judge = Interchange::new(&bench.model, &judging, *site, args.pos)?;
+    let room = bench.room(global)?;
+    let judge = Interchange::new(&bench.model, &judging, *site, args.pos, room)?;
     let report = Report::begin("subspace", global, &format!("{} {site} {}", args.along, asked.name))?;
     let mut losses = Vec::new();
     let subspace = match read {
         Some(subspace) => subspace,
         None => {
-            let finder = Interchange::new(&bench.model, &finding, *site, args.pos)?;
+            let finder = Interchange::new(&bench.model, &finding, *site, args.pos, room)?;
             let dimensions = args.dim.unwrap_or(1) as usize;
             let differences = finder.differences()?;
             match args.along.as_str() {

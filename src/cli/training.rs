@@ -238,9 +238,19 @@ fn train(
         let loss = trainer.evaluate()?.0;
         record(metrics, Metric { step: 0, split: "validation".into(), loss, ..Metric::default() })?;
     }
+    let mut rows = trainer.micro_batch_size();
     while !trainer.is_done() && !stop.is_asked() {
         let start = Instant::now();
         let step = trainer.step()?;
+        if trainer.micro_batch_size() < rows {
+            rows = trainer.micro_batch_size();
+            bar.suspend(|| {
+                note(
+                    global.quiet,
+                    &format!("note: memory ran out: {rows} rows pass at once from step {} on", step.step),
+                )
+            });
+        }
         let tokens_per_second = trainer.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
         let metric = |split: &str, loss| Metric {
             step: step.step,

@@ -8,9 +8,10 @@ use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::graph::{Graph, Outputs, Receiver};
+use crate::memory;
 use crate::metric::Metric;
 use crate::pair::Pair;
-use crate::plan::{Plan, Trace};
+use crate::plan::{Gradients, Plan, Trace};
 use crate::reads::Reads;
 use crate::site::Site;
 use crate::tokens::Tokens;
@@ -42,35 +43,41 @@ impl Steps {
 /// positions. `progress(done, all)` counts pairs.
 ///
 /// # Errors
-/// [`Error::Request`] for no steps, noise instead of a corrupted prompt, or a metric without a gradient; faults of the
-/// prompts, and what `progress` returns.
+/// [`Error::Request`] for no steps, noise instead of a corrupted prompt, or a metric without a gradient;
+/// [`Error::TryAgain`] where one step of one pair takes more than `room` bytes; faults of the prompts, and what `progress` returns.
 pub fn attribute(
     model: &Gpt2,
     pairs: &[Pair],
     metric: Metric,
     steps: Steps,
+    room: Option<u64>,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Vec<f64>>> {
     if steps.count() == 0 {
         return Err(Error::request("integrated gradients need at least one step"));
     }
+    pairs.iter().try_for_each(Pair::check_prompts)?;
+    let config = model.config();
     let mut all = Vec::with_capacity(pairs.len());
     while all.len() < pairs.len() {
         let rest = &pairs[all.len()..];
         let length = rest[0].len();
-        let most = (BATCH_TOKENS / (length * steps.count())).max(1);
+        let step = config.gradient_memory(1, length);
+        let held = 4 * Outputs::bytes(Graph::of(config), length, config);
+        let usual = BATCH_TOKENS / (length * steps.count());
+        let most = memory::at_once("one step of one pair", held + step, usual, room)?;
         let n = rest.iter().take(most).take_while(|pair| pair.len() == length).count();
-        all.extend(batch(model, &rest[..n], metric, steps)?);
+        let left = room.map(|room| room - n as u64 * held);
+        let at_once = memory::at_once("one step of one pair", n as u64 * step, BATCH_TOKENS / (length * n), left)?;
+        all.extend(memory::in_batches(n, n, &mut |part| batch(model, &rest[part], metric, steps, at_once))?);
         progress(all.len(), pairs.len())?;
     }
     Ok(all)
 }
 
-/// Scores of pairs of one length.
-fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<Vec<Vec<f64>>> {
-    pairs.iter().try_for_each(Pair::check_prompts)?;
+/// Scores of pairs of one length, from so many steps at once.
+fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps, at_once: usize) -> Result<Vec<Vec<f64>>> {
     let config = model.config();
-    let graph = Graph::of(config);
     // Clean and corrupted prompts pass together: so few tokens take as long as reading the weights does.
     let n = pairs.len();
     let prompts = pairs.iter().map(Pair::clean).chain(pairs.iter().map(Pair::corrupt));
@@ -78,36 +85,52 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<V
     let written = Outputs::of(&both, config)?;
     // [pair, source, pos · dim]
     let difference = (written.tensor().narrow(0, 0, n)? - written.tensor().narrow(0, n, n)?)?.contiguous()?;
-
+    let mut scores: Vec<Vec<f64>> = vec![vec![0.0; Graph::of(config).edges()]; n];
     let m = steps.count();
-    let again: Vec<Vec<u32>> =
-        pairs.iter().flat_map(|pair| std::iter::repeat_n(pair.clean().row(0).to_vec(), m)).collect();
-    let mut plan = gradients(config);
-    if let Steps::Integrated(_) = steps {
-        plan = plan.edit(Edit::set(Site::Embed, &between(&both, n, m)?));
-    }
-    let trace = plan.run(model, &Tokens::from_ids(again)?)?;
-    let (sloped, scale) = trace.with_slopes(&slopes(&trace, &both, pairs, metric, m)?)?;
-    let backward = trace.backward(&sloped)?;
+    memory::in_batches::<()>(m, at_once, &mut |part| {
+        let again: Vec<Vec<u32>> =
+            pairs.iter().flat_map(|pair| std::iter::repeat_n(pair.clean().row(0).to_vec(), part.len())).collect();
+        let mut plan = gradients(config);
+        if let Steps::Integrated(m) = steps {
+            let shares: Vec<f32> = part.clone().map(|k| k as f32 / m as f32).collect();
+            plan = plan.edit(Edit::set(Site::Embed, &between(&both, n, &shares)?));
+        }
+        let trace = plan.run(model, &Tokens::from_ids(again)?)?;
+        let (sloped, scale) = trace.with_slopes(&slopes(&trace, &both, pairs, metric)?)?;
+        let backward = trace.backward(&sloped)?;
+        let found = products(model, &difference, &trace, &backward)?;
+        let scale = scale * part.len() as f64 / m as f64;
+        for (scores, found) in scores.iter_mut().zip(found) {
+            scores.iter_mut().zip(found).for_each(|(score, x)| *score += scale * f64::from(x));
+        }
+        Ok(Vec::new())
+    })?;
+    Ok(scores)
+}
 
-    let mut scores: Vec<Vec<f64>> = vec![vec![0.0; graph.edges()]; pairs.len()];
+/// For each pair and every edge, what its source writes otherwise times the gradient by what its receiver reads, the mean over
+/// the rows of the pair.
+fn products(model: &Gpt2, difference: &Tensor, trace: &Trace, backward: &Gradients) -> Result<Vec<Vec<f32>>> {
+    let config = model.config();
+    let graph = Graph::of(config);
+    let pairs = difference.dim(0)?;
+    let mut found = vec![vec![0.0; graph.edges()]; pairs];
     let mut add = |receivers: &[Receiver], gradients: Vec<Tensor>| -> Result<()> {
-        // Every gradient as [pair, pos · dim], the mean over the steps.
         let sources = graph.before(receivers[0]);
         let columns = Tensor::stack(&gradients, 2)?; // [pair, pos · dim, receiver]
         let products = difference.narrow(1, 0, sources)?.contiguous()?.matmul(&columns)?; // [pair, source, receiver]
-        for (pair, scores) in scores.iter_mut().enumerate() {
+        for (pair, found) in found.iter_mut().enumerate() {
             let products = products.i(pair)?.t()?.contiguous()?.to_vec2::<f32>()?;
             for (receiver, products) in receivers.iter().zip(products) {
-                let edges = graph.edges_into(graph.receiver_index(*receiver));
-                scores[edges].iter_mut().zip(products).for_each(|(score, x)| *score = scale * f64::from(x));
+                found[graph.edges_into(graph.receiver_index(*receiver))].copy_from_slice(&products);
             }
         }
         Ok(())
     };
+    // Every gradient as [pair, pos · dim].
     let mean = |gradient: &Tensor| -> Result<Tensor> {
-        let (_, p, d) = gradient.dims3()?;
-        Ok(gradient.to_dtype(DType::F32)?.contiguous()?.reshape((pairs.len(), m, p * d))?.mean(1)?)
+        let (b, p, d) = gradient.dims3()?;
+        Ok(gradient.to_dtype(DType::F32)?.contiguous()?.reshape((pairs, b / pairs, p * d))?.mean(1)?)
     };
     for layer in 0..config.n_layer {
         let stream = trace.get(Site::ResidPre(layer))?;
@@ -123,7 +146,7 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps) -> Result<V
         add(&[Receiver::Mlp(layer)], vec![mean(backward.get(Site::MlpIn(layer))?)?])?;
     }
     add(&[Receiver::Logits], vec![mean(backward.get(Site::ResidPost(config.n_layer - 1))?)?])?;
-    Ok(scores)
+    Ok(found)
 }
 
 /// A plan for the gradient at everything that reads from the stream.
@@ -135,25 +158,26 @@ fn gradients(config: &Config) -> Plan {
     sites.fold(plan, Plan::grad)
 }
 
-/// Token embeddings on the way from the corrupted runs, the last n rows, to the clean ones, the first n: for each pair m rows, at
-/// k/m of the way.
-fn between(both: &Trace, n: usize, m: usize) -> Result<Tensor> {
+/// Token embeddings on the way from the corrupted runs, the last n rows, to the clean ones, the first n: for each pair a row at
+/// each of these shares of the way.
+fn between(both: &Trace, n: usize, shares: &[f32]) -> Result<Tensor> {
     let all = both.get(Site::Embed)?;
     let (from, to) = (all.narrow(0, n, n)?, all.narrow(0, 0, n)?);
     let (b, p, d) = from.dims3()?;
-    let shares: Vec<f32> = (0..m).map(|k| k as f32 / m as f32).collect();
-    let shares = Tensor::from_vec(shares, (1, m, 1, 1), from.device())?.to_dtype(from.dtype())?;
-    let way = (to - &from)?.unsqueeze(1)?.broadcast_mul(&shares)?; // [B, m, P, dim]
-    Ok(from.unsqueeze(1)?.broadcast_add(&way)?.reshape((b * m, p, d))?)
+    let rows = shares.len();
+    let shares = Tensor::from_slice(shares, (1, rows, 1, 1), from.device())?.to_dtype(from.dtype())?;
+    let way = (to - &from)?.unsqueeze(1)?.broadcast_mul(&shares)?; // [B, share, P, dim]
+    Ok(from.unsqueeze(1)?.broadcast_add(&way)?.reshape((b * rows, p, d))?)
 }
 
 /// The metric's slopes by the logits of every row.
-fn slopes(trace: &Trace, both: &Trace, pairs: &[Pair], metric: Metric, m: usize) -> Result<Vec<f64>> {
+fn slopes(trace: &Trace, both: &Trace, pairs: &[Pair], metric: Metric) -> Result<Vec<f64>> {
     let (own, plain) = (to_f32(trace.logits()?)?, to_f32(both.logits()?)?);
     let vocab = plain.len() / (2 * pairs.len());
+    let rows = own.len() / vocab / pairs.len();
     let mut slopes = Vec::with_capacity(own.len());
     for (row, own) in own.chunks_exact(vocab).enumerate() {
-        let pair = row / m;
+        let pair = row / rows;
         slopes.extend(metric.gradient(own, &plain[pair * vocab..][..vocab], pairs[pair].target())?);
     }
     Ok(slopes)

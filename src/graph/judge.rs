@@ -102,19 +102,19 @@ impl<'a> Judge<'a> {
             let tokens = Tokens::from_ids(rows(Pair::clean))?;
             let most = rows_at_once(graph, length, config);
             let corrupt: Vec<Vec<u32>> = rows(Pair::corrupt);
-            let other = corrupt.chunks(most).map(|rows| Ok(Outputs::run(model, &Tokens::from_ids(rows.to_vec())?)?.0));
-            let other = Outputs::stack(&other.collect::<Result<Vec<_>>>()?)?;
+            let other = memory::in_batches(corrupt.len(), most, &mut |part| {
+                Ok(vec![Outputs::run(model, &Tokens::from_ids(corrupt[part].to_vec())?)?.0])
+            })?;
+            let other = Outputs::stack(&other)?;
             let other = match instead {
                 Instead::Corrupt => other,
                 Instead::Mean => other.mean()?,
                 Instead::Zero => other.zero()?,
             };
-            let mut clean = Vec::with_capacity(members.len());
-            for rows in rows(Pair::clean).chunks(most) {
-                let plan = Plan::new().logits(LogitsAt::Last);
-                let logits = to_f32(plan.run(model, &Tokens::from_ids(rows.to_vec())?)?.logits()?)?;
-                clean.extend(logits.chunks_exact(config.vocab_size).map(<[f32]>::to_vec));
-            }
+            let clean = memory::in_batches(members.len(), most, &mut |part| {
+                let trace = Plan::new().logits(LogitsAt::Last).run(model, &tokens.slice(part))?;
+                Ok(to_f32(trace.logits()?)?.chunks_exact(config.vocab_size).map(<[f32]>::to_vec).collect())
+            })?;
             // With all edges the model is itself.
             for (&i, clean) in members.iter().zip(&clean) {
                 full[i] = metric.of(clean, clean, pairs[i].target());
@@ -155,7 +155,8 @@ impl<'a> Judge<'a> {
             // Every circuit on every pair of the group, in batches.
             let all: Vec<(usize, usize)> =
                 (0..circuits.len()).flat_map(|c| (0..group.pairs.len()).map(move |row| (c, row))).collect();
-            for batch in all.chunks(most) {
+            let values = memory::in_batches(all.len(), most, &mut |part| {
+                let batch = &all[part];
                 let one = batch.iter().all(|(c, _)| *c == batch[0].0);
                 let own: Vec<&Circuit> = match one {
                     true => vec![circuits[batch[0].0]],
@@ -164,11 +165,14 @@ impl<'a> Judge<'a> {
                 let tokens = Tokens::from_ids(batch.iter().map(|(_, row)| group.tokens.row(*row).to_vec()).collect())?;
                 let rows: Vec<u32> = batch.iter().map(|(_, row)| *row as u32).collect();
                 let logits = Rewired::run(self.model, &tokens, &own, &group.other.rows(&rows)?)?;
-                for (i, (c, row)) in batch.iter().enumerate() {
-                    let pair = group.pairs[*row];
-                    let logits = to_f32(&logits.i(i)?)?;
-                    found[*c][pair] = self.metric.of(&logits, &group.clean[*row], self.pairs[pair].target());
-                }
+                let value = |(i, (_, row)): (usize, &(usize, usize))| {
+                    let target = self.pairs[group.pairs[*row]].target();
+                    Ok(self.metric.of(&to_f32(&logits.i(i)?)?, &group.clean[*row], target))
+                };
+                batch.iter().enumerate().map(value).collect()
+            })?;
+            for ((c, row), value) in all.into_iter().zip(values) {
+                found[c][group.pairs[row]] = value;
             }
         }
         Ok(found)

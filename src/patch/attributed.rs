@@ -8,6 +8,7 @@ use super::{Direction, Options, Patched, cells, corruption};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::memory;
 use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::plan::Trace;
@@ -22,11 +23,13 @@ use crate::tokens::Tokens;
 /// fail where the model is far from linear: at `resid_pre` and `mlp_out`, and where attention is saturated.
 ///
 /// # Errors
-/// [`Error::Request`] for a metric without a gradient; faults of the prompts.
+/// [`Error::Request`] for a metric without a gradient; [`Error::TryAgain`] for too little memory; faults of the prompts.
 pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric], options: Options) -> Result<Patched> {
     let config = model.config();
     let cells = cells(config, pair, sweeps, options.layers);
     let sites = sweep::sites(cells.iter().map(|(_, cell)| cell));
+    let length = pair.len();
+    memory::check_left("attribution patching", config.gradient_memory(2, length), options.memory)?;
     // Both runs pass together, the patched one first: so few tokens take as long as reading the weights does.
     let denoise = options.direction == Direction::Denoise;
     let prompts = if denoise { [pair.corrupt(), pair.clean()] } else { [pair.clean(), pair.corrupt()] };

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::labelled::Labels;
+use crate::memory;
 use crate::metric::Metric;
 use crate::plan::Plan;
 use crate::random::{normal, stream};
@@ -135,21 +136,25 @@ impl Asked<'_> {
         let mut all = Vec::new();
         let lengths = (0..self.tokens.len()).map(|prompt| self.tokens.row(prompt).len());
         for batch in batches(lengths, BATCH_TOKENS) {
-            let tokens = self.tokens.slice(batch.clone());
-            let mut plan = Plan::new().logits(LogitsAt::Last);
-            if let Some((site, by)) = moved {
-                let (n, longest) = (tokens.len(), tokens.longest());
-                let shape = site.shape(&self.model.config().extents(n, longest, 0));
-                let width: usize = shape[2..].iter().product();
-                let mut value = vec![0.0_f32; n * longest * width];
-                for (prompt, row) in batch.clone().enumerate() {
-                    let at = (prompt * longest + self.positions[row]) * width;
-                    value[at..at + width].iter_mut().zip(&by[row]).for_each(|(value, by)| *value = *by as f32);
+            let found = memory::in_batches(batch.len(), batch.len(), &mut |part| {
+                let batch = batch.start + part.start..batch.start + part.end;
+                let tokens = self.tokens.slice(batch.clone());
+                let mut plan = Plan::new().logits(LogitsAt::Last);
+                if let Some((site, by)) = moved {
+                    let (n, longest) = (tokens.len(), tokens.longest());
+                    let shape = site.shape(&self.model.config().extents(n, longest, 0));
+                    let width: usize = shape[2..].iter().product();
+                    let mut value = vec![0.0_f32; n * longest * width];
+                    for (prompt, row) in batch.clone().enumerate() {
+                        let at = (prompt * longest + self.positions[row]) * width;
+                        value[at..at + width].iter_mut().zip(&by[row]).for_each(|(value, by)| *value = *by as f32);
+                    }
+                    plan = plan.edit(Edit::add(site, &Tensor::from_vec(value, shape, &Device::Cpu)?));
                 }
-                plan = plan.edit(Edit::add(site, &Tensor::from_vec(value, shape, &Device::Cpu)?));
-            }
-            let logits = to_f32(plan.run(self.model, &tokens)?.logits()?)?;
-            all.extend(logits.chunks_exact(self.model.config().vocab_size).map(<[f32]>::to_vec));
+                let logits = to_f32(plan.run(self.model, &tokens)?.logits()?)?;
+                Ok(logits.chunks_exact(self.model.config().vocab_size).map(<[f32]>::to_vec).collect())
+            })?;
+            all.extend(found);
         }
         Ok(all)
     }

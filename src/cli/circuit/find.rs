@@ -242,8 +242,8 @@ fn scores(
             let all: Vec<usize> = (0..Graph::of(bench.config()).edges()).collect();
             tried(bench, pairs, metric, &all, room, progress)?
         }
-        (_, Some(m)) => attribute(&bench.model, pairs, metric, Steps::Integrated(m as usize), progress)?,
-        _ => attribute(&bench.model, pairs, metric, Steps::Clean, progress)?,
+        (_, Some(m)) => attribute(&bench.model, pairs, metric, Steps::Integrated(m as usize), room, progress)?,
+        _ => attribute(&bench.model, pairs, metric, Steps::Clean, room, progress)?,
     };
     Ok(helping(mean(&by_pair), metric))
 }
