@@ -380,6 +380,26 @@ fn prompts_become_a_circuit_by_one_command() {
 }
 
 #[test]
+fn a_circuit_is_tested_on_pairs_like_those_that_found_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, line: &str| -> serde_json::Value {
+        let out = dir.path().join(name);
+        Interp::new().words(&format!("{line} --num-pairs 6 --out {}", out.display())).run().ok();
+        serde_json::from_str(&std::fs::read_to_string(out.join("run.json")).unwrap()).unwrap()
+    };
+    let drawn = "--corruption abc --template 3";
+    run("found", &format!("circuit find --pairs tiny-ioi --method eap {drawn}"));
+    let file = dir.path().join("found/circuit.toml").display().to_string();
+    let pairs = |run: &serde_json::Value| run["pairs"].as_array().unwrap().clone();
+    let alike = run("alike", &format!("circuit test {file} --seed 1"));
+    let other = run("other", &format!("circuit test {file} --seed 1 --corruption names"));
+    let plain = |drawn: &str| pairs(&run("plain", &format!("circuit test {file} --pairs tiny-ioi {drawn} --seed 1")));
+    assert_eq!(pairs(&alike), plain(drawn));
+    assert_eq!(pairs(&other), plain("--corruption names --template 3"));
+    assert_ne!(pairs(&alike), pairs(&other));
+}
+
+#[test]
 fn wrong_requests_are_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

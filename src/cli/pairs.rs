@@ -40,7 +40,7 @@ pub struct PairArgs {
 }
 
 /// How pairs are drawn from a set.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct Draw {
     /// Pairs to draw from a set [default: 20].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

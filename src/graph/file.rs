@@ -42,6 +42,12 @@ pub struct CircuitFile {
     /// The set of pairs that shows the behaviour, by name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pairs: String,
+    /// What was corrupted in these pairs, of what the set offers; the first if that is not said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub corruption: String,
+    /// The one template of the set that the pairs were drawn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<usize>,
     /// The metric that it was found by.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub metric: String,

@@ -122,6 +122,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         layers: graph.layers,
         heads: graph.heads,
         pairs: args.pairs.pairs.clone().unwrap_or_default(),
+        corruption: args.pairs.draw.corruption.clone().unwrap_or_default(),
+        template: args.pairs.draw.template,
         metric: measured.name().into(),
         instead: args.instead.name().into(),
         seed: Some(global.seed),

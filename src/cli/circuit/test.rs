@@ -42,15 +42,22 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let file = read(&args.circuit)?;
     let circuit = file.circuit()?;
+    let mut draw = args.pairs.draw.clone();
     let asked = match args.pairs.pairs.is_some() || args.pairs.clean.is_some() || file.pairs.is_empty() {
         true => args.pairs.read(true)?,
-        false => super::super::pairs::asked(&file.pairs, &args.pairs.draw)?,
+        false => {
+            // Like the pairs that found it, but for what is asked for here.
+            let corruption = Some(file.corruption.clone()).filter(|name| !name.is_empty());
+            draw.corruption = draw.corruption.or(corruption);
+            draw.template = draw.template.or(file.template);
+            super::super::pairs::asked(&file.pairs, &draw)?
+        }
     };
     let own = if file.metric.is_empty() { Metric::LogitDiff } else { Metric::named(&file.metric)? };
     let measured = args.metric.unwrap_or(own);
     let bench = Bench::open(global)?;
     circuit.check(interp::graph::Graph::of(bench.config()))?;
-    let pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
+    let pairs = asked.pairs(&bench, global, &draw)?;
     let replaced = match (args.instead, file.instead.as_str()) {
         (Some(instead), _) => instead,
         (None, "") => Instead::default(),
