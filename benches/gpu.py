@@ -282,7 +282,7 @@ TASKS = [
     ("resid_pre", "15", "float32", ["hooked"]),
     ("generate", "128", "float32", ["fused"]),
     ("export", "1024×16", "float32", ["hooked"]),
-    ("step", "1024×8", "float32", ["nanoGPT"]),
+    ("step", "1024×8", "bfloat16", ["nanoGPT"]),
 ]
 
 
@@ -322,7 +322,7 @@ def table(rows):
                 continue
             show = lambda x: "failed" if x is None else f"{1e3 * x:.2f} ms"
             ratio = f"{seconds / ours:.2f}" if ours and seconds else "–"
-            dtype = row["dtype"] if row["task"] != "step" else "float32; peer autocasts to bfloat16"
+            dtype = row["dtype"] if row["task"] != "step" else f"{row['dtype']} of float32 weights"
             cells = [row["size"], row["task"], row["request"], dtype, show(ours), f"{name} {show(seconds)}", ratio]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -83,6 +84,8 @@ pub struct TrainRecipe {
     pub gradient_accumulation_steps: usize,
     /// Rows that pass through the model at once, a divisor of batch_size; decides memory and rounding, not the meaning.
     pub micro_batch_size: usize,
+    /// What matrices are multiplied in; weights, gradients and optimizer are f32 whatever this is.
+    pub dtype: Precision,
     /// Steps.
     pub max_iters: u64,
     /// Steps that read short rows, more of them, at shifting positions: a small model finds induction in short rows
@@ -127,6 +130,40 @@ pub struct TrainRecipe {
     pub checkpoint_interval: u64,
 }
 
+/// A number format, by nanoGPT's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32.
+    #[default]
+    Float32,
+    /// bf16, of rounded copies of the weights (mixed precision, Micikevicius et al. 2018). There is no float16: its gradients would have
+    /// to be scaled.
+    Bfloat16,
+}
+
+impl Precision {
+    /// The type of that name.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::Float32 => DType::F32,
+            Precision::Bfloat16 => DType::BF16,
+        }
+    }
+
+    /// The name of a type.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a type that training is not done in.
+    pub fn of(dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Precision::Float32),
+            DType::BF16 => Ok(Precision::Bfloat16),
+            other => Err(Error::request(format!("training is in f32 or bf16, not in {}", other.as_str()))),
+        }
+    }
+}
+
 impl Default for ModelRecipe {
     fn default() -> Self {
         Self { n_layer: 12, n_head: 12, n_embd: 768, block_size: 1024, vocab_size: 0 }
@@ -155,6 +192,7 @@ impl Default for TrainRecipe {
             batch_size: 8,
             gradient_accumulation_steps: 1,
             micro_batch_size: 1,
+            dtype: Precision::default(),
             max_iters: 200,
             short_iters: 0,
             short_block_size: 0,

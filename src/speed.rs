@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Options, generate};
 use crate::gpt2::{Gpt2, Pass};
 use crate::random::{Rng, stream};
-use crate::recipe::Recipe;
+use crate::recipe::{Precision, Recipe};
 use crate::text::Tokenizer;
 use crate::textset::TextSet;
 use crate::tokens::Tokens;
@@ -133,7 +133,8 @@ pub fn time(work: Work, model: &Gpt2, tokenizer: Option<&Tokenizer>, size: Size,
                 "max_iters=1000000".into(),
             ];
             let text = TextSet::new((draw(64 * size.length + 1), draw(size.length + 1)), seed, size.length)?;
-            let recipe = Recipe::load_with(None, &set)?;
+            let mut recipe = Recipe::load_with(None, &set)?;
+            recipe.train.dtype = Precision::of(model.dtype())?;
             let mut trainer = Trainer::from_model(recipe, model, "speed", tokenizer()?.clone(), Box::new(text))?;
             Box::new(move || trainer.step().map(|_| ()))
         }

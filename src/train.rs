@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, TensorId, Var};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
 use candle_nn::Optimizer;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::process;
 use crate::random::{self, Rng};
-use crate::recipe::Recipe;
+use crate::recipe::{Precision, Recipe};
 use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
@@ -152,7 +152,7 @@ impl Trainer {
         let tensors: std::collections::BTreeMap<String, &Tensor> = model.tensors().into_iter().collect();
         let copy = |name: &str| -> Result<Tensor> {
             let tensor = tensors.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
-            Ok(tensor.to_dtype(candle_core::DType::F32)?)
+            Ok(tensor.to_dtype(DType::F32)?)
         };
         Self::new(recipe, model.config().clone(), origin.into(), tokenizer, rows, copy)
     }
@@ -321,14 +321,15 @@ impl Trainer {
         };
         let rows = (self.tokens_per_step() / length) as u64;
         let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
+        let model = self.rounded()?;
         let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
         let part = |i: u64, sums: &HashMap<TensorId, Tensor>| -> Result<(f64, Vec<Tensor>)> {
             let dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
-            let loss = self.losses(&batch[i as usize], &mut Learning { dropout, sums })?;
+            let loss = self.losses(&model, &batch[i as usize], &mut Learning { dropout, sums })?;
             let loss = (loss.sum_all()? * per_token)?;
             let mut grads = loss.backward()?;
-            let gradient = |p: &Parameter| match p.matrix {
-                Some(id) => Ok(sums[&id].clone()),
+            let gradient = |p: &Parameter| match p.matrix.and_then(|id| sums.get(&id)) {
+                Some(sum) => Ok(sum.clone()),
                 None => grads.remove(&p.var).ok_or_else(|| Error::Bug(format!("{} received no gradient", p.name))),
             };
             let grads = self.parameters.iter().map(gradient).collect::<Result<Vec<_>>>()?;
@@ -363,8 +364,29 @@ impl Trainer {
         self.model.device().is_cpu() && micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
     }
 
-    /// Where the gradients of matrices are added up.
+    /// The model as its matrices are multiplied: itself in f32, else with rounded copies, through which gradients come back to the
+    /// weights.
+    fn rounded(&self) -> Result<Gpt2> {
+        let dtype = self.recipe.train.dtype.dtype();
+        if dtype == DType::F32 {
+            return Ok(self.model.clone());
+        }
+        let learning: HashMap<&str, &Var> = self.parameters.iter().map(|p| (p.name.as_str(), &p.var)).collect();
+        let copy = |name: &str| -> Result<Tensor> {
+            let weight = match learning.get(name) {
+                Some(var) => var.as_tensor(),
+                None => self.model.weight(name)?,
+            };
+            Ok(if weight.rank() == 2 { weight.to_dtype(dtype)? } else { weight.clone() })
+        };
+        Gpt2::new(self.model.config().clone(), copy)
+    }
+
+    /// Where the gradients of matrices are added up; nowhere for copies, whose gradients candle takes back to the weights.
     fn zeros(&self) -> Result<HashMap<TensorId, Tensor>> {
+        if self.recipe.train.dtype != Precision::Float32 {
+            return Ok(HashMap::new());
+        }
         let matrices = self.parameters.iter().filter_map(|p| Some((p.matrix?, &p.var)));
         matrices.map(|(id, var)| Ok((id, var.zeros_like()?))).collect()
     }
@@ -375,7 +397,9 @@ impl Trainer {
     /// [`Error::Bug`] only.
     pub fn validation_loss(&self) -> Result<f64> {
         let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
-        let sum = |i: u64| Ok(f64::from(self.losses(&batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
+        let model = self.rounded()?;
+        let sum =
+            |i: u64| Ok(f64::from(self.losses(&model, &batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
         let sums = match self.side_by_side(1) {
             true => self.parallel(batch.len() as u64, sum)?,
             false => (0..batch.len() as u64).map(sum).collect::<Result<_>>()?,
@@ -418,10 +442,12 @@ impl Trainer {
     }
 
     /// Per-token losses of a micro-batch; 0 where a token does not count.
-    fn losses<H: Hooks>(&self, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
-        let output = self.model.run(Pass::new(&batch.inputs).starts(&batch.starts), hooks)?;
+    fn losses<H: Hooks>(&self, model: &Gpt2, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
+        let output = model.run(Pass::new(&batch.inputs).starts(&batch.starts), hooks)?;
         let logits = output.logits.ok_or_else(|| Error::Bug("a full pass ended without logits".into()))?;
-        Ok(ops::cross_entropy(&logits.flatten_to(1)?, batch.targets.clone())?)
+        // Losses are added up, so that they are f32 whatever the logits are.
+        let logits = logits.flatten_to(1)?.to_dtype(DType::F32)?;
+        Ok(ops::cross_entropy(&logits, batch.targets.clone())?)
     }
 
     /// Computes `f(0) … f(n − 1)`, each on one thread, and returns the results in order.
@@ -495,8 +521,7 @@ impl Trainer {
             if view.dtype() != safetensors::Dtype::F32 {
                 return Err(wrong(format!("{name} is {:?}, not F32", view.dtype())));
             }
-            let tensor =
-                Tensor::from_raw_buffer(view.data(), candle_core::DType::F32, view.shape(), self.model.device());
+            let tensor = Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), self.model.device());
             tensor.map_err(|e| wrong(format!("{name}: {e}")))
         };
         let mut state = Vec::new();

@@ -458,7 +458,7 @@ fn bench_times_what_it_is_asked_to() {
         ("bench --context 257", "this model takes"),
         ("bench --task generate --context 16", "this model takes 17 to 256"),
         ("bench --repeats 0", "at least 1"),
-        ("bench --task train --dtype bf16", "training is in f32"),
+        ("bench --task train --dtype f16", "training is in f32 or bf16, not in f16"),
         ("bench --model tiny --models tiny", "cannot be used with"),
     ] {
         Interp::new().words(words).run().refused(2, why);

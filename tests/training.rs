@@ -139,6 +139,40 @@ fn training_lowers_the_loss_and_every_parameter_moves() {
 }
 
 #[test]
+fn bf16_multiplies_rounded_copies_and_keeps_the_weights() {
+    let run = |dtype: &str, rate: &str, steps: usize| {
+        let changes = [
+            ("seed = 5", format!("seed = 5\ndtype = \"{dtype}\"")),
+            ("learning_rate = 3e-3", format!("learning_rate = {rate}")),
+            ("min_lr = 3e-4", format!("min_lr = {rate}")),
+            ("warmup_iters = 3", "warmup_iters = 0".into()),
+        ];
+        let changes: Vec<(&str, &str)> = changes.iter().map(|(from, to)| (*from, to.as_str())).collect();
+        let dir = recipe(&changes);
+        let mut trainer = trainer(dir.path());
+        let start = values(trainer.model().weight("h.0.attn.c_attn.weight").unwrap());
+        let before = trainer.validation_loss().unwrap();
+        let found: Vec<f64> = (0..steps)
+            .flat_map(|_| {
+                let step = trainer.step().unwrap();
+                [step.loss, step.grad_norm]
+            })
+            .collect();
+        let end = values(trainer.model().weight("h.0.attn.c_attn.weight").unwrap());
+        let moved = start.iter().zip(&end).filter(|(a, b)| a != b).count();
+        (found, moved as f64 / start.len() as f64, trainer.validation_loss().unwrap() - before)
+    };
+    let (full, half) = (run("float32", "3e-3", 6), run("bfloat16", "3e-3", 6));
+    for (full, half) in full.0.iter().zip(&half.0) {
+        assert!((full - half).abs() < 0.02 * full && full != half, "{full} in f32, {half} in bf16");
+    }
+    assert!((full.2 - half.2).abs() < 0.02 * full.2.abs() && half.2 < 0.0, "{} and {}", full.2, half.2);
+    // Steps of a millionth of the weights are lost in a type of eight bits.
+    let (_, moved, _) = run("bfloat16", "1e-7", 1);
+    assert!(moved > 0.5, "{moved} of the weights moved");
+}
+
+#[test]
 fn a_resumed_run_ends_like_one_that_never_stopped() {
     let dir = recipe(&[]);
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

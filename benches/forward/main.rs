@@ -27,7 +27,7 @@ use interp::graph::Graph;
 use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::patch::{self, patch};
-use interp::recipe::Recipe;
+use interp::recipe::{Precision, Recipe};
 use interp::sampling::Sampling;
 use interp::sweep::Sweep;
 use interp::target::Target;
@@ -159,7 +159,8 @@ fn step(model: &Gpt2, trainer: &mut Option<(Shape, Trainer)>, (length, rows): Sh
             format!("micro_batch_size={rows}"),
             "max_iters=1000000".into(),
         ];
-        let recipe = Recipe::load_with(None, &set)?;
+        let mut recipe = Recipe::load_with(None, &set)?;
+        recipe.train.dtype = Precision::of(model.dtype())?;
         let text = ids(length + 1, model.config().vocab_size);
         let text = TextSet::new((text.clone(), text), 0, length)?;
         let tokenizer = interp::embedded::tokenizer()?;

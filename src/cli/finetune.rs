@@ -3,7 +3,7 @@ use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::{Error, Result};
 
-use super::args::Global;
+use super::args::{Dtype, Global};
 use super::bench::Bench;
 use super::{request, training};
 
@@ -12,10 +12,8 @@ pub fn run(args: training::Args, global: &Global) -> Result<()> {
     if recipe.data.language.is_some() {
         return Err(request("finetune reads text; train reads a language"));
     }
-    if global.dtype != super::args::Dtype::F32 {
-        return Err(request("training is in f32; leave out --dtype"));
-    }
-    let mut bench = Bench::open(global)?;
+    // Weights are kept in f32, whatever they are multiplied in.
+    let mut bench = Bench::open(&Global { dtype: Dtype::F32, ..global.clone() })?;
     let block_size = recipe.block_size(bench.config())?;
     let tokenizer = bench.tokenizer()?.clone();
     if recipe.data.tokenizer.is_some() {

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::args::Global;
 use super::bench::Bench;
 use super::report::{How, Outcome, Report, bar};
-use super::request;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -84,9 +83,6 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 
 /// Measures in this process.
 fn own(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
-    if work == Work::Train && global.dtype != super::args::Dtype::F32 {
-        return Err(request("training is in f32; leave out --dtype, or name --task generate,forward"));
-    }
     let bench = Bench::open(&Global { model: model.to_string(), ..global.clone() })?;
     let limit = bench.config().n_positions;
     let usual = if work == Work::Generate { 80 } else { 1024 };

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use interp::recipe::Recipe;
+use interp::recipe::{Precision, Recipe};
 use interp::train::{STATE, Trainer};
 use interp::{Error, Result, disk, figure, memory};
 use polars::df;
@@ -12,7 +12,7 @@ use polars::prelude::DataFrame;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{Format, Global};
+use super::args::{Dtype, Format, Global};
 use super::cost::{self, Estimate};
 use super::report::{arguments, bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
@@ -53,6 +53,9 @@ impl Args {
             set.push(format!("train.seed={}", global.seed));
         }
         let mut recipe = Recipe::load_with(self.config.as_deref(), &set)?;
+        if global.dtype != Dtype::F32 {
+            recipe.train.dtype = Precision::of(global.dtype.into())?;
+        }
         let base = self.config.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_path_buf();
         // Paths on the command line count from here, those in the recipe from the recipe.
         let here = std::env::current_dir().map_err(|source| Error::Io { path: ".".into(), source })?;
@@ -314,7 +317,7 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "weights_sha256": interp::weights::sha256(&dir.join("model.safetensors"))?,
         "tokenizer_sha256": interp::weights::sha256(&dir.join("tokenizer.json"))?,
         "device": interp::device::name(trainer.model().device()),
-        "dtype": "f32",
+        "dtype": trainer.recipe().train.dtype.dtype().as_str(),
         "seed": trainer.recipe().train.seed,
         "lowest_validation_loss": trainer.progress().best,
         "versions": { "interp": env!("CARGO_PKG_VERSION") },
