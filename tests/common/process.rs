@@ -146,18 +146,23 @@ impl Interp {
         self
     }
 
+    /// Bits are compared with the library's on the CPU, also where there is a GPU.
+    fn on_cpu(&mut self) {
+        let named = self.command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
+        if cfg!(feature = "cuda") && !named && self.command.get_args().len() > 0 {
+            self.command.args(["--device", "cpu"]);
+        }
+    }
+
     /// Starts it without waiting.
     pub fn spawn(mut self) -> (std::process::Child, tempfile::TempDir) {
+        self.on_cpu();
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         (self.command.spawn().unwrap(), self.dir)
     }
 
     pub fn run(mut self) -> Outcome {
-        // Bits are compared with the library's on the CPU, also where there is a GPU.
-        let named = self.command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
-        if cfg!(feature = "cuda") && !named && self.command.get_args().len() > 0 {
-            self.command.args(["--device", "cpu"]);
-        }
+        self.on_cpu();
         let start = Instant::now();
         self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
