@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::kv::KvCache;
+use crate::memory;
 use crate::plan::{Applied, Plan, Trace};
 use crate::ranking::logprob;
 use crate::sampling::{Sampler, Sampling};
@@ -151,16 +152,6 @@ pub fn generate(
     options.check(model, tokens, edits)?;
     let at = if edits.iter().any(|edit| edit.site() == Site::Logits) { LogitsAt::All } else { LogitsAt::Last };
     let plan = Plan::new().edits(edits.iter().cloned()).logits(at);
-    let limit = model.config().n_positions;
-    let mut writer = Writer {
-        model,
-        plan,
-        groups: Vec::new(),
-        applied: Vec::new(),
-        limit,
-        cached: options.cache,
-        divisible: !edits.iter().any(Edit::is_narrowed_by_prompt),
-    };
     let mut texts: Vec<Text> = (0..tokens.len())
         .flat_map(|prompt| (0..options.num_samples).map(move |sample| (prompt, sample)))
         .map(|(prompt, sample)| Text {
@@ -173,34 +164,24 @@ pub fn generate(
             finish: None,
         })
         .collect();
-    for step in 0..options.max_new_tokens {
-        let logits = match step {
-            0 => writer.first(tokens, &texts)?,
-            _ => writer.next(&texts)?,
-        };
-        for (text, logits) in texts.iter_mut().zip(logits).filter(|(text, _)| text.finish.is_none()) {
-            let token = text.sampler.next(&logits, &text.ids)?;
-            let logprob = logprob(&frame::to_f32(&logits)?, token);
-            text.ids.push(token);
-            text.logprobs.push(logprob);
-            each(Written { prompt: text.prompt, sample: text.sample, token, logprob })?;
-            text.finish = finish(text, tokenizer, options);
-        }
-        // A text that is finished grows on, unseen, while others in its batch are not.
-        for text in texts.iter_mut().filter(|text| text.finish.is_some() && text.ids.len() == text.grown(step)) {
-            text.ids.push(text.ids[0]);
-        }
-        if texts.iter().all(|text| text.finish.is_some()) {
-            break;
-        }
+    let n = texts.len();
+    let mut applied = Vec::new();
+    let mut write = |part: Range<usize>| -> Result<()> {
+        let writer = Writer { model, tokenizer, plan: &plan, options, cache: None, applied: &mut applied };
+        writer.write(&mut texts[part], each)
+    };
+    match edits.iter().any(Edit::is_narrowed_by_prompt) {
+        // Edits of single prompts count them in the batch as it is.
+        true => write(0..n)?,
+        false => memory::in_parts(n, n, &mut write)?,
     }
-    Ok((rows(tokenizer, &texts)?, writer.applied))
+    Ok((rows(tokenizer, &texts)?, applied))
 }
 
 impl Text {
-    /// Length before the token of this step.
-    fn grown(&self, step: usize) -> usize {
-        self.given + step
+    /// Tokens behind the prompt, those after its end included.
+    fn steps(&self) -> usize {
+        self.ids.len() - self.given
     }
 
     fn written(&self) -> &[u32] {
@@ -211,95 +192,66 @@ impl Text {
 /// Runs the model for texts that grow in step.
 struct Writer<'a> {
     model: &'a Gpt2,
-    plan: Plan,
-    /// Texts that pass at once: all of them, unless there was no memory for that.
-    groups: Vec<Group>,
-    applied: Vec<Applied>,
-    limit: usize,
-    cached: bool,
-    /// Edits of single prompts count them in the batch as it is.
-    divisible: bool,
-}
-
-/// Texts and what has been read of them; without a cache, they are read whole.
-struct Group {
-    texts: Range<usize>,
+    tokenizer: &'a Tokenizer,
+    plan: &'a Plan,
+    options: &'a Options,
     cache: Option<KvCache>,
+    applied: &'a mut Vec<Applied>,
 }
 
 impl Writer<'_> {
-    /// Reads the prompts once, however many texts each begins, and returns the logits `[vocab]` of every text.
-    fn first(&mut self, tokens: &Tokens, texts: &[Text]) -> Result<Vec<Tensor>> {
-        self.groups = vec![Group { texts: 0..texts.len(), cache: None }];
-        if !self.cached || tokens.longest() > self.limit {
-            return self.next(texts);
-        }
-        let samples = texts.len() / tokens.len();
-        let mut cache = KvCache::new(self.model.config());
-        let read = self.plan.run_cached(self.model, tokens, &mut cache);
-        match read.and_then(|trace| Ok((trace, cache.repeat_each(samples)?))) {
-            Ok((trace, cache)) => {
-                self.groups[0].cache = Some(cache);
-                let logits = self.logits(&trace, tokens)?;
-                Ok(logits.into_iter().flat_map(|logits| std::iter::repeat_n(logits, samples)).collect())
+    /// Writes texts to their ends, from wherever they are. What fails between two tokens can go on from there.
+    fn write(mut self, texts: &mut [Text], each: &mut dyn FnMut(Written) -> Result<()>) -> Result<()> {
+        while texts[0].steps() < self.options.max_new_tokens && texts.iter().any(|text| text.finish.is_none()) {
+            let (logits, steps) = (self.read(texts)?, texts[0].steps());
+            for (text, logits) in texts.iter_mut().zip(logits).filter(|(text, _)| text.finish.is_none()) {
+                let token = text.sampler.next(&logits, &text.ids)?;
+                let logprob = logprob(&frame::to_f32(&logits)?, token);
+                text.ids.push(token);
+                text.logprobs.push(logprob);
+                each(Written { prompt: text.prompt, sample: text.sample, token, logprob })?;
+                text.finish = finish(text, self.tokenizer, self.options);
             }
-            // In smaller groups, then.
-            Err(Error::TryAgain(_)) if texts.len() > 1 && self.divisible => {
-                self.split(0);
-                self.next(texts)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Reads what was written last, or without a cache everything that fits. A group that there is no memory for is divided,
-    /// and its halves are read anew.
-    fn next(&mut self, texts: &[Text]) -> Result<Vec<Tensor>> {
-        let mut all = Vec::with_capacity(texts.len());
-        let mut at = 0;
-        while at < self.groups.len() {
-            let own = self.groups[at].texts.clone();
-            match self.read(at, &texts[own.clone()]) {
-                Ok(logits) => {
-                    all.extend(logits);
-                    at += 1;
-                }
-                Err(Error::TryAgain(_)) if own.len() > 1 && self.divisible => self.split(at),
-                Err(e) => return Err(e),
+            // A text that is finished grows on, unseen, while others in its batch are not.
+            for text in texts.iter_mut().filter(|text| text.finish.is_some() && text.steps() == steps) {
+                text.ids.push(text.ids[0]);
             }
         }
-        Ok(all)
+        Ok(())
     }
 
-    fn split(&mut self, at: usize) {
-        let Range { start, end } = self.groups[at].texts;
-        let middle = start + (end - start) / 2;
-        let halves = [start..middle, middle..end].map(|texts| Group { texts, cache: None });
-        self.groups.splice(at..=at, halves);
-    }
-
-    /// The logits of one group.
-    fn read(&mut self, at: usize, texts: &[Text]) -> Result<Vec<Tensor>> {
+    /// The logits `[vocab]` of every text: from what was written last and what is kept, or from everything that fits.
+    fn read(&mut self, texts: &[Text]) -> Result<Vec<Tensor>> {
+        let limit = self.model.config().n_positions;
         let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
-        // What failed on the way leaves no cache behind. Where positions moved, nothing that was kept holds any more.
-        let cache = self.groups[at].cache.take().filter(|_| longest <= self.limit);
-        let from = |text: &Text| match cache {
-            Some(_) => text.ids.len() - 1,
-            None => text.ids.len().saturating_sub(self.limit),
-        };
-        let tokens = Tokens::from_ids(texts.iter().map(|text| text.ids[from(text)..].to_vec()).collect())?;
-        let new = || (self.cached && longest <= self.limit).then(|| KvCache::new(self.model.config()));
-        let mut cache = cache.or_else(new);
-        let trace = match &mut cache {
-            Some(cache) => self.plan.run_cached(self.model, &tokens, cache)?,
-            None => self.plan.run(self.model, &tokens)?,
-        };
-        self.groups[at].cache = cache;
-        self.logits(&trace, &tokens)
+        if longest > limit || !self.options.cache {
+            // Positions moved, or nothing is to be kept.
+            self.cache = None;
+            let from = |text: &Text| text.ids.len().saturating_sub(limit);
+            let tokens = Tokens::from_ids(texts.iter().map(|text| text.ids[from(text)..].to_vec()).collect())?;
+            let trace = self.plan.run(self.model, &tokens)?;
+            return self.logits(&trace, &tokens);
+        }
+        if let Some(cache) = &mut self.cache {
+            let last = |text: &Text| text.ids[text.ids.len() - 1..].to_vec();
+            let tokens = Tokens::from_ids(texts.iter().map(last).collect())?;
+            let trace = self.plan.run_cached(self.model, &tokens, cache)?;
+            return self.logits(&trace, &tokens);
+        }
+        // A prompt is read once, however many texts it begins.
+        let samples = self.options.num_samples;
+        let alike = |texts: &[Text]| texts.iter().all(|text| text.ids == texts[0].ids);
+        let samples = if texts.len().is_multiple_of(samples) && texts.chunks(samples).all(alike) { samples } else { 1 };
+        let tokens = Tokens::from_ids(texts.iter().step_by(samples).map(|text| text.ids.clone()).collect())?;
+        let mut cache = KvCache::new(self.model.config());
+        let trace = self.plan.run_cached(self.model, &tokens, &mut cache)?;
+        self.cache = Some(cache.repeat_each(samples)?);
+        let logits = self.logits(&trace, &tokens)?;
+        Ok(logits.into_iter().flat_map(|logits| std::iter::repeat_n(logits, samples)).collect())
     }
 
     fn logits(&mut self, trace: &Trace, tokens: &Tokens) -> Result<Vec<Tensor>> {
-        self.applied = Applied::larger(std::mem::take(&mut self.applied), trace.edits());
+        *self.applied = Applied::larger(std::mem::take(self.applied), trace.edits());
         let logits = trace.logits()?;
         let everywhere = logits.dim(1)? > 1;
         let last = |prompt: usize| if everywhere { tokens.row(prompt).len() - 1 } else { 0 };

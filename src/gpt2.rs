@@ -25,7 +25,7 @@ pub struct Gpt2 {
     ln_f: LayerNorm,
     /// The unembedding `[vocab, dim]`: `wte` itself unless the checkpoint has its own.
     lm_head: Tensor,
-    most_prompts: usize,
+    most_tokens: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -156,14 +156,18 @@ impl Gpt2 {
             lm_head: if config.tie_word_embeddings { wte.clone() } else { get("lm_head.weight")? },
             wte,
             config,
-            most_prompts: usize::MAX,
+            most_tokens: usize::MAX,
         })
     }
 
-    /// The same model, out of memory for more prompts at once: a GPU that is full, for tests.
+    /// The same model, out of memory for more tokens at once, those in a cache included: a GPU that is full, for tests.
     #[doc(hidden)]
-    pub fn with_room_for(self, most_prompts: usize) -> Self {
-        Self { most_prompts, ..self }
+    pub fn with_room_for(self, most_tokens: usize) -> Self {
+        Self { most_tokens, ..self }
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.most_tokens
     }
 
     /// Every weight under its name in the checkpoint, in the order of [`Config::tensors`].
@@ -233,9 +237,6 @@ impl Gpt2 {
     /// Tokens or layers that do not fit the model, and whatever `hooks` return.
     pub fn run<H: Hooks>(&self, pass: Pass<'_>, hooks: &mut H) -> Result<Output> {
         let Pass { tokens, from, until, logits, mut past, starts } = pass;
-        if tokens.len() > self.most_prompts {
-            return Err(Error::TryAgain(format!("no memory for {} prompts at once", tokens.len())));
-        }
         let layers = self.config.n_layer;
         let until = until.unwrap_or(layers);
         let start = from.as_ref().map_or(0, |(layer, _)| *layer);
@@ -263,6 +264,10 @@ impl Gpt2 {
             Some(Past::Cache(cache)) => cache.len(),
             _ => 0,
         };
+        let at_once = tokens.len() * (read + tokens.longest());
+        if at_once > self.most_tokens {
+            return Err(Error::TryAgain(format!("no memory for {at_once} tokens at once")));
+        }
         tokens.check(&self.config, read + starts.and_then(|starts| starts.iter().max()).unwrap_or(&0))?;
         let mask = match &mut past {
             Some(Past::Cache(cache)) => cache.begin(tokens)?,

@@ -212,13 +212,13 @@ impl<'a> Interchange<'a> {
             order.shuffle(&mut rng);
             let rows = &order[..order.len().min(BATCH)];
             let (mut loss, mut gradient) = (0.0, vec![vec![0.0; width]; dimensions]);
-            memory::in_batches::<()>(rows.len(), self.at_once, &mut |part| {
+            memory::in_parts(rows.len(), self.at_once, &mut |part| {
                 let (own, by_basis) = self.slopes(&subspace, &rows[part], rows.len())?;
                 loss += own;
                 for (sum, row) in gradient.iter_mut().zip(by_basis) {
                     sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                 }
-                Ok(Vec::new())
+                Ok(())
             })?;
             losses.push(loss);
             let turn = TURN * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());

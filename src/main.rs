@@ -11,5 +11,8 @@ fn main() -> ExitCode {
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
         std::panic::set_hook(Box::new(|_| {}));
     }
-    interp::process::run(|| cli::main(std::env::args_os()))
+    // SAFETY: no other thread has been started yet.
+    #[allow(unsafe_code)]
+    let ended = unsafe { interp::process::run(|| cli::main(std::env::args_os())) };
+    ended.unwrap_or_else(|e| cli::failed(&e))
 }

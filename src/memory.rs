@@ -73,19 +73,38 @@ pub fn halving(batch: Range<usize>, work: &mut dyn FnMut(Range<usize>) -> Result
     }
 }
 
-/// Does some work on `n` things, at most `most` of them at once, as [`halving`] does it; the results of all parts in order.
+/// Does some work on `n` things in parts of at most `most`, in order; where there is no memory for one, as [`halving`] does it, and from
+/// then on in parts of the size that there is memory for.
+///
+/// # Errors
+/// As [`halving`].
+pub fn in_parts(n: usize, most: usize, work: &mut dyn FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+    let (mut start, mut most) = (0, most.max(1));
+    while start < n {
+        let end = n.min(start + most);
+        halving(start..end, &mut |part| {
+            let size = part.len();
+            let done = work(part);
+            if let Err(Error::TryAgain(_)) = done {
+                most = most.min((size / 2).max(1));
+            }
+            done
+        })?;
+        start = end;
+    }
+    Ok(())
+}
+
+/// The results of such work.
 ///
 /// # Errors
 /// As [`halving`].
 pub fn in_batches<R>(n: usize, most: usize, work: &mut dyn FnMut(Range<usize>) -> Result<Vec<R>>) -> Result<Vec<R>> {
-    let most = most.max(1);
     let mut all = Vec::new();
-    for start in (0..n).step_by(most) {
-        halving(start..n.min(start + most), &mut |part| {
-            all.extend(work(part)?);
-            Ok(())
-        })?;
-    }
+    in_parts(n, most, &mut |part| {
+        all.extend(work(part)?);
+        Ok(())
+    })?;
     Ok(all)
 }
 

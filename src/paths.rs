@@ -147,8 +147,9 @@ pub fn paths(
     let plain = measure(&trunk.end().logits);
     let length = base.longest();
     let per_token = 8 * config.n_embd + 2 * config.n_inner + receivers.len() * config.n_embd;
+    let per_sender = length * per_token + if receivers.contains(&logits) { 3 * config.vocab_size } else { 0 };
     let all = graph.sources() - 1;
-    let at_once = memory::at_once("the paths of one sender", (4 * length * per_token) as u64, all, left)?;
+    let at_once = memory::at_once("the paths of one sender", (4 * per_sender) as u64, all, left)?;
     let values = memory::in_batches(all, at_once, &mut |part| {
         let wave = Wave { model, trace: &trace, freeze, length, senders: part.clone() };
         let mut found = vec![plain.clone(); part.len()];

@@ -167,7 +167,7 @@ pub fn score(
     }
     let mut count = 0;
     let most = BATCH_TOKENS / protocol.context;
-    memory::in_batches::<()>(windows.len(), most, &mut |part| {
+    memory::in_parts(windows.len(), most, &mut |part| {
         let batch = &windows[part];
         let rows = batch.iter().map(|(i, (begin, end, _))| documents[*i].ids[*begin..end - 1].to_vec());
         let rows: Vec<Vec<u32>> = rows.collect();
@@ -195,7 +195,7 @@ pub fn score(
             losses[document][first..][..own.len()].iter_mut().zip(own).for_each(|(loss, value)| *loss = Some(value));
             done(count)?;
         }
-        Ok(Vec::new())
+        Ok(())
     })?;
     let (bytes, words) = documents.iter().fold((0, 0), |(b, w), document| (b + document.bytes, w + document.words));
     Ok(Score { losses, seconds: start.elapsed().as_secs_f64(), bytes, words })

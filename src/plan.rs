@@ -475,7 +475,7 @@ impl Trace {
         Ok(((logits * slopes)?.sum_all()?, scale))
     }
 
-    /// Gradients of a scalar that was computed from this trace.
+    /// Gradients of a scalar that was computed from this trace; one at a time, not from several tasks of one thread pool.
     ///
     /// # Errors
     /// [`Error::Request`] for a metric that is not one number.

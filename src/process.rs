@@ -14,18 +14,26 @@ const STACK: usize = 8 << 20;
 /// - The work is done by a thread of rayon's pool. From any other, every operation would wake that pool and sleep until it is done.
 ///
 /// A panic of the work is this function's panic.
-pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+///
+/// # Errors
+/// [`Error::TryAgain`] where the system starts no more threads.
+///
+/// # Safety
+/// No other thread may have been started yet: the environment is written to.
+#[allow(unsafe_code)]
+pub unsafe fn run<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
     keep_freed();
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-        // SAFETY: no other thread has been started yet.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::env::set_var("CANDLE_NUM_THREADS", "1")
-        }
+        // SAFETY: the caller promises that nothing else reads the environment.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") }
     }
-    // A pool that is there already does the work as well, with its own stacks.
-    let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global();
-    rayon::scope(|_| work())
+    rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global().map_err(no_threads)?;
+    Ok(rayon::scope(|_| work()))
+}
+
+fn no_threads(e: rayon::ThreadPoolBuildError) -> Error {
+    let cause = std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string);
+    Error::TryAgain(format!("cannot start threads: {cause}; set RAYON_NUM_THREADS to fewer"))
 }
 
 /// Threads for work beside that of [`run`]: whoever waits for such work may hold the last free thread of rayon's pool.
@@ -33,8 +41,7 @@ pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 /// # Errors
 /// [`Error::TryAgain`] where the system starts no more threads.
 pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|e| Error::TryAgain(format!("cannot start threads: {e}")))
+    rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().map_err(no_threads)
 }
 
 fn keep_freed() {

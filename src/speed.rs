@@ -136,7 +136,15 @@ pub fn time(work: Work, model: &Gpt2, tokenizer: Option<&Tokenizer>, size: Size,
             let mut recipe = Recipe::load_with(None, &set)?;
             recipe.train.dtype = Precision::of(model.dtype())?;
             let mut trainer = Trainer::from_model(recipe, model, "speed", tokenizer()?.clone(), Box::new(text))?;
-            Box::new(move || trainer.step().map(|_| ()))
+            Box::new(move || {
+                trainer.step()?;
+                match trainer.micro_batch_size() {
+                    rows if rows < size.batch => {
+                        Err(Error::TryAgain(format!("no memory to train on more than {rows} rows at once")))
+                    }
+                    _ => Ok(()),
+                }
+            })
         }
     };
     once()?;

@@ -55,6 +55,13 @@ struct Parameter {
     matrix: Option<TensorId>,
 }
 
+/// The model as a step multiplies it.
+struct Rounded {
+    model: Gpt2,
+    /// Its view of each parameter that is a matrix, in the order of the parameters.
+    matrices: Vec<Option<TensorId>>,
+}
+
 /// What the forward pass of a micro-batch consults: what to drop, and where gradients of matrices go.
 struct Learning<'a> {
     dropout: Dropout,
@@ -266,7 +273,13 @@ impl Trainer {
             true => (micro_batches, micro_batches.min(self.pools.len() as u64)),
             false => (2, 1),
         };
-        4 * all
+        // On the CPU a rounded copy is widened again for every product, until its gradient is there.
+        let copies = match (self.recipe.train.dtype, self.model.device().is_cpu()) {
+            (Precision::Float32, _) => 0,
+            (_, true) => 2 + 4 * at_once,
+            (_, false) => 2,
+        };
+        (4 + copies) * all
             + (8 + 4 * held) * learning
             + at_once * self.model.config().gradient_memory(micro_batch_size, block_size)
     }
@@ -280,7 +293,8 @@ impl Trainer {
     /// Takes one step.
     ///
     /// # Errors
-    /// [`Error::Data`] when the loss is no longer a number; parameters are then as before the step.
+    /// [`Error::Data`] when the loss is no longer a number, [`Error::TryAgain`] where there is no memory for one row; parameters are
+    /// then as before the step.
     pub fn step(&mut self) -> Result<Step> {
         let step = self.steps();
         let lr = self.recipe.learning_rate(step);
@@ -321,18 +335,18 @@ impl Trainer {
         };
         let rows = (self.tokens_per_step() / length) as u64;
         let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
-        let model = self.rounded()?;
+        let rounded = self.rounded()?;
         let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
         let part = |i: u64, sums: &HashMap<TensorId, Tensor>| -> Result<(f64, Vec<Tensor>)> {
             let dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
-            let loss = self.losses(&model, &batch[i as usize], &mut Learning { dropout, sums })?;
+            let loss = self.losses(&rounded.model, &batch[i as usize], &mut Learning { dropout, sums })?;
             let loss = (loss.sum_all()? * per_token)?;
             let mut grads = loss.backward()?;
-            let gradient = |p: &Parameter| match p.matrix.and_then(|id| sums.get(&id)) {
-                Some(sum) => Ok(sum.clone()),
+            let gradient = |(p, matrix): (&Parameter, &Option<TensorId>)| match matrix {
+                Some(id) => Ok(sums[id].clone()),
                 None => grads.remove(&p.var).ok_or_else(|| Error::Bug(format!("{} received no gradient", p.name))),
             };
-            let grads = self.parameters.iter().map(gradient).collect::<Result<Vec<_>>>()?;
+            let grads = self.parameters.iter().zip(&rounded.matrices).map(gradient).collect::<Result<Vec<_>>>()?;
             Ok((f64::from(loss.to_scalar::<f32>()?), grads))
         };
         let add = |sum: Option<(f64, Vec<Tensor>)>, (loss, grads): (f64, Vec<Tensor>)| -> Result<_> {
@@ -347,11 +361,11 @@ impl Trainer {
         let n = batch.len() as u64;
         let mut sum = None;
         if self.side_by_side(batch.len()) {
-            for part in self.parallel(n, |i| part(i, &self.zeros()?))? {
+            for part in self.parallel(n, |i| part(i, &self.zeros(&rounded)?))? {
                 sum = add(sum, part)?;
             }
         } else {
-            let sums = self.zeros()?;
+            let sums = self.zeros(&rounded)?;
             for i in 0..n {
                 sum = add(sum, part(i, &sums)?)?;
             }
@@ -364,40 +378,41 @@ impl Trainer {
         self.model.device().is_cpu() && micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
     }
 
-    /// The model as its matrices are multiplied: itself in f32, else with rounded copies, through which gradients come back to the
-    /// weights.
-    fn rounded(&self) -> Result<Gpt2> {
+    /// The model as its matrices are multiplied: itself in f32, else with rounded copies. The gradients of the copies are added up in
+    /// f32, as those of the weights.
+    fn rounded(&self) -> Result<Rounded> {
         let dtype = self.recipe.train.dtype.dtype();
         if dtype == DType::F32 {
-            return Ok(self.model.clone());
+            let matrices = self.parameters.iter().map(|p| p.matrix).collect();
+            return Ok(Rounded { model: self.model.clone(), matrices });
         }
-        let learning: HashMap<&str, &Var> = self.parameters.iter().map(|p| (p.name.as_str(), &p.var)).collect();
-        let copy = |name: &str| -> Result<Tensor> {
-            let weight = match learning.get(name) {
-                Some(var) => var.as_tensor(),
-                None => self.model.weight(name)?,
-            };
-            Ok(if weight.rank() == 2 { weight.to_dtype(dtype)? } else { weight.clone() })
-        };
-        Gpt2::new(self.model.config().clone(), copy)
+        let mut copies = HashMap::new();
+        let model = Gpt2::new(self.model.config().clone(), |name| {
+            let weight = self.model.weight(name)?;
+            if weight.rank() != 2 {
+                return Ok(weight.clone());
+            }
+            let copy = weight.detach().to_dtype(dtype)?;
+            copies.insert(name.to_string(), copy.id());
+            Ok(copy)
+        })?;
+        let matrices = self.parameters.iter().map(|p| p.matrix.and_then(|_| copies.get(&p.name).copied())).collect();
+        Ok(Rounded { model: model.with_room_for(self.model.room()), matrices })
     }
 
-    /// Where the gradients of matrices are added up; nowhere for copies, whose gradients candle takes back to the weights.
-    fn zeros(&self) -> Result<HashMap<TensorId, Tensor>> {
-        if self.recipe.train.dtype != Precision::Float32 {
-            return Ok(HashMap::new());
-        }
-        let matrices = self.parameters.iter().filter_map(|p| Some((p.matrix?, &p.var)));
+    /// Where the gradients of matrices are added up.
+    fn zeros(&self, rounded: &Rounded) -> Result<HashMap<TensorId, Tensor>> {
+        let matrices = self.parameters.iter().zip(&rounded.matrices).filter_map(|(p, id)| Some(((*id)?, &p.var)));
         matrices.map(|(id, var)| Ok((id, var.zeros_like()?))).collect()
     }
 
     /// Mean loss on the validation rows, which no training row repeats.
     ///
     /// # Errors
-    /// [`Error::Bug`] only.
+    /// [`Error::TryAgain`] where there is no memory for one row.
     pub fn validation_loss(&self) -> Result<f64> {
         let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
-        let model = self.rounded()?;
+        let model = self.rounded()?.model;
         let sum =
             |i: u64| Ok(f64::from(self.losses(&model, &batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
         let sums = match self.side_by_side(1) {

@@ -318,6 +318,8 @@ fn bad_requests_are_one_line() {
         (text().words("--set block_size=1000"), 2, "this model reads 2 to 256 tokens"),
         (text().words("--freeze h.77"), 2, "matches no parameter"),
         (text().words("--freeze *"), 2, "nothing is left to learn"),
+        (text().words("--dtype f32 --set dtype=bfloat16"), 2, "give one of them"),
+        (text().words("--set dtype=float16"), 2, "bfloat16"),
         (text().words("--dtype f16"), 2, "training is in f32 or bf16, not in f16"),
         (text().words("--price x"), 2, "a price is a number not below 0"),
         (Interp::new().words("finetune"), 2, "no text to learn from"),

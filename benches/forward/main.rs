@@ -39,7 +39,10 @@ use interp::{Config, Gpt2, LogitsAt, Plan, Site, Tokens};
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Result<(), String> {
-    interp::process::run(|| run().map_err(|e| e.to_string())) // as the binary does its work
+    // SAFETY: no other thread has been started yet.
+    #[allow(unsafe_code)]
+    let ended = unsafe { interp::process::run(|| run().map_err(|e| e.to_string())) }; // as the binary does its work
+    ended.map_err(|e| e.to_string())?
 }
 
 fn run() -> Fallible<()> {
@@ -169,6 +172,9 @@ fn step(model: &Gpt2, trainer: &mut Option<(Shape, Trainer)>, (length, rows): Sh
     let Some((_, trainer)) = trainer else { return Err("no trainer".into()) };
     let start = Instant::now();
     black_box(trainer.step()?);
+    if trainer.micro_batch_size() < rows {
+        return Err(format!("no memory for {rows} rows at once").into());
+    }
     model.device().synchronize()?;
     Ok(start.elapsed().as_secs_f64())
 }

@@ -23,9 +23,10 @@ pub struct Global {
     /// On a GPU, let products of f32 round their input to TF32: faster, and right to 1e-3 or so.
     #[arg(long, global = true)]
     pub tf32: bool,
-    /// Type of weights and activations; sums, LayerNorm and softmax are always in f32.
-    #[arg(long, global = true, default_value = "f32", value_enum)]
-    pub dtype: Dtype,
+    /// Type of weights and activations; sums, LayerNorm and softmax are always in f32. In training, what matrices are multiplied in
+    /// [default: f32, or the recipe's].
+    #[arg(long, global = true, value_enum)]
+    pub dtype: Option<Dtype>,
     /// Start prompts with <|endoftext|>: auto prepends it unless it is there, yes prepends it always.
     #[arg(long, global = true, default_value = "auto", value_enum)]
     pub bos: BosArg,
@@ -153,6 +154,11 @@ pub enum Side {
 }
 
 impl Global {
+    /// Type of weights and activations.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(Dtype::F32)
+    }
+
     /// Options that say where something is computed and at what price, for another process; they do not change what it is.
     pub fn machine(&self) -> Vec<String> {
         let mut words: Vec<String> = vec![format!("--device={}", self.device)];

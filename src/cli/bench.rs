@@ -34,7 +34,7 @@ impl Bench {
     pub fn open(global: &Global) -> Result<Self> {
         let start = Instant::now();
         let device = device(global)?;
-        let dtype = global.dtype.into();
+        let dtype = global.dtype().into();
         let (checkpoint, tokenizer, source) = open_files(global)?;
         if let Some(limit) = &global.memory {
             memory::check("loading the weights", checkpoint.memory(dtype), Some(memory::parse(limit)?))?;

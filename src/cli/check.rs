@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, global: &Global) -> Result<()> {
-    if (args.known.is_some() || args.record.is_some()) && global.dtype != super::args::Dtype::F32 {
+    if (args.known.is_some() || args.record.is_some()) && global.dtype() != super::args::Dtype::F32 {
         return Err(request("records are of values in f32; leave out --dtype"));
     }
     let record = args.known.as_deref().map(Record::load).transpose()?;

@@ -13,7 +13,7 @@ pub fn run(args: training::Args, global: &Global) -> Result<()> {
         return Err(request("finetune reads text; train reads a language"));
     }
     // Weights are kept in f32, whatever they are multiplied in.
-    let mut bench = Bench::open(&Global { dtype: Dtype::F32, ..global.clone() })?;
+    let mut bench = Bench::open(&Global { dtype: Some(Dtype::F32), ..global.clone() })?;
     let block_size = recipe.block_size(bench.config())?;
     let tokenizer = bench.tokenizer()?.clone();
     if recipe.data.tokenizer.is_some() {

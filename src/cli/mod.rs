@@ -148,10 +148,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli)));
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(e)) => {
-            complain(&e.to_string());
-            ExitCode::from(exit_code(e.kind()))
-        }
+        Ok(Err(e)) => failed(&e),
         Err(panic) => {
             let what = panic.downcast_ref::<String>().cloned();
             let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
@@ -159,6 +156,12 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::from(70)
         }
     }
+}
+
+/// Says what went wrong, and its exit code.
+pub fn failed(e: &Error) -> ExitCode {
+    complain(&e.to_string());
+    ExitCode::from(exit_code(e.kind()))
 }
 
 fn run(cli: Cli) -> Result<()> {

@@ -116,7 +116,7 @@ fn info(global: &Global) -> Result<()> {
         "context" => [config.n_positions as u64],
         "vocabulary" => [config.vocab_size as u64],
         "parameters" => [config.parameters()],
-        "bytes" => [checkpoint.memory(global.dtype.into())],
+        "bytes" => [checkpoint.memory(global.dtype().into())],
         "weights_sha256" => [weights.clone()],
         "tokenizer_sha256" => [digests.tokenizer.clone()],
     )?;
@@ -131,8 +131,8 @@ fn info(global: &Global) -> Result<()> {
         config.n_positions,
         config.vocab_size,
         config.parameters(),
-        memory::human(checkpoint.memory(global.dtype.into())),
-        global.dtype,
+        memory::human(checkpoint.memory(global.dtype().into())),
+        global.dtype(),
         if config.tie_word_embeddings { "tied to the embedding" } else { "of its own" },
         match (&tokenizer, digests.tokenizer) {
             (Some(t), Some(sha256)) => format!("sha256 {sha256}, {} tokens", t.vocab_size()),

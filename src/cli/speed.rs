@@ -118,7 +118,7 @@ fn child(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
     let dir = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
     let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
     command.args(["bench", "--format=json", "--model", model, "--task", work.name()]);
-    command.args(global.machine()).arg(format!("--dtype={:?}", global.dtype).to_lowercase());
+    command.args(global.machine()).arg(format!("--dtype={:?}", global.dtype()).to_lowercase());
     command.args([
         format!("--seed={}", global.seed),
         format!("--batch={}", args.batch),

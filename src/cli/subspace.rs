@@ -79,7 +79,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let subspace = match read {
         Some(subspace) => subspace,
         None => {
-            let finder = Interchange::new(&bench.model, &finding, *site, args.pos, room)?;
+            let finder = Interchange::new(&bench.model, &finding, *site, args.pos, bench.room(global)?)?;
             let dimensions = args.dim.unwrap_or(1) as usize;
             let differences = finder.differences()?;
             match args.along.as_str() {

@@ -12,7 +12,7 @@ use polars::prelude::DataFrame;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{Dtype, Format, Global};
+use super::args::{Format, Global};
 use super::cost::{self, Estimate};
 use super::report::{arguments, bar, csv, output_dir, print, rows, say};
 use super::stop::Stop;
@@ -53,8 +53,12 @@ impl Args {
             set.push(format!("train.seed={}", global.seed));
         }
         let mut recipe = Recipe::load_with(self.config.as_deref(), &set)?;
-        if global.dtype != Dtype::F32 {
-            recipe.train.dtype = Precision::of(global.dtype.into())?;
+        if let Some(dtype) = global.dtype {
+            if self.set.iter().any(|set| ["dtype", "train.dtype"].contains(&set.split('=').next().unwrap_or("").trim()))
+            {
+                return Err(request("--dtype and --set dtype say the same thing; give one of them"));
+            }
+            recipe.train.dtype = Precision::of(dtype.into())?;
         }
         let base = self.config.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_path_buf();
         // Paths on the command line count from here, those in the recipe from the recipe.
@@ -141,6 +145,10 @@ fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
     }))
 }
 
+fn ran_out(rows: usize) -> String {
+    format!("note: memory ran out: {rows} rows pass at once from here on")
+}
+
 /// Steps that a dry run times.
 const STEPS: u32 = 2;
 
@@ -157,6 +165,9 @@ fn estimate(mut trainer: Trainer, global: &Global) -> Result<()> {
     let start = Instant::now();
     trainer.validation_loss()?;
     let evaluation = start.elapsed().as_secs_f64();
+    if trainer.micro_batch_size() < trainer.recipe().train.micro_batch_size {
+        note(global.quiet, &ran_out(trainer.micro_batch_size()));
+    }
     let t = &trainer.recipe().train;
     let seconds = step * t.max_iters as f64 + evaluation * (t.max_iters / t.eval_interval + 1) as f64;
     let (all, learning) = (trainer.model().config().parameters(), trainer.trainable() as u64);
@@ -237,22 +248,17 @@ fn train(
         metrics.push(metric);
         writeln!(file, "{line}").map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })
     };
+    let mut rows = knobs.micro_batch_size;
     if trainer.steps() == 0 && metrics.is_empty() {
         let loss = trainer.evaluate()?.0;
         record(metrics, Metric { step: 0, split: "validation".into(), loss, ..Metric::default() })?;
     }
-    let mut rows = trainer.micro_batch_size();
     while !trainer.is_done() && !stop.is_asked() {
         let start = Instant::now();
         let step = trainer.step()?;
         if trainer.micro_batch_size() < rows {
             rows = trainer.micro_batch_size();
-            bar.suspend(|| {
-                note(
-                    global.quiet,
-                    &format!("note: memory ran out: {rows} rows pass at once from step {} on", step.step),
-                )
-            });
+            bar.suspend(|| note(global.quiet, &ran_out(rows)));
         }
         let tokens_per_second = trainer.tokens_per_step() as f64 / start.elapsed().as_secs_f64();
         let metric = |split: &str, loss| Metric {
@@ -313,6 +319,7 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "command": command,
         "arguments": arguments(),
         "recipe": trainer.recipe(),
+        "rows_at_once": trainer.micro_batch_size(),
         "model": trainer.model().config().to_json(),
         "weights_sha256": interp::weights::sha256(&dir.join("model.safetensors"))?,
         "tokenizer_sha256": interp::weights::sha256(&dir.join("tokenizer.json"))?,

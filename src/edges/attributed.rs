@@ -62,8 +62,10 @@ pub fn attribute(
     while all.len() < pairs.len() {
         let rest = &pairs[all.len()..];
         let length = rest[0].len();
-        let step = config.gradient_memory(1, length);
-        let held = 4 * Outputs::bytes(Graph::of(config), length, config);
+        // At four sites a layer a copy and a gradient are kept.
+        let taps = (2 * 4 * 4 * config.n_layer * config.n_embd * length) as u64;
+        let step = config.gradient_memory(1, length) + taps;
+        let held = 6 * Outputs::bytes(Graph::of(config), length, config);
         let usual = BATCH_TOKENS / (length * steps.count());
         let most = memory::at_once("one step of one pair", held + step, usual, room)?;
         let n = rest.iter().take(most).take_while(|pair| pair.len() == length).count();
@@ -82,12 +84,14 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps, at_once: us
     let n = pairs.len();
     let prompts = pairs.iter().map(Pair::clean).chain(pairs.iter().map(Pair::corrupt));
     let both = Outputs::read(Plan::new(), config).logits(LogitsAt::Last).run(model, &Tokens::stack(prompts)?)?;
-    let written = Outputs::of(&both, config)?;
     // [pair, source, pos · dim]
-    let difference = (written.tensor().narrow(0, 0, n)? - written.tensor().narrow(0, n, n)?)?.contiguous()?;
+    let difference = {
+        let written = Outputs::of(&both, config)?;
+        (written.tensor().narrow(0, 0, n)? - written.tensor().narrow(0, n, n)?)?.contiguous()?
+    };
     let mut scores: Vec<Vec<f64>> = vec![vec![0.0; Graph::of(config).edges()]; n];
     let m = steps.count();
-    memory::in_batches::<()>(m, at_once, &mut |part| {
+    memory::in_parts(m, at_once, &mut |part| {
         let again: Vec<Vec<u32>> =
             pairs.iter().flat_map(|pair| std::iter::repeat_n(pair.clean().row(0).to_vec(), part.len())).collect();
         let mut plan = gradients(config);
@@ -103,7 +107,7 @@ fn batch(model: &Gpt2, pairs: &[Pair], metric: Metric, steps: Steps, at_once: us
         for (scores, found) in scores.iter_mut().zip(found) {
             scores.iter_mut().zip(found).for_each(|(score, x)| *score += scale * f64::from(x));
         }
-        Ok(Vec::new())
+        Ok(())
     })?;
     Ok(scores)
 }

@@ -48,6 +48,9 @@ pub struct CircuitFile {
     /// The one template of the set that the pairs were drawn from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<usize>,
+    /// Whether pairs were left out whose clean prompt the model answers wrongly.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub right_only: bool,
     /// The metric that it was found by.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub metric: String,

@@ -10,13 +10,16 @@ use super::real::{Real, slice, wrong_dtype};
 /// Row `ids[i]` of `table`, for every i: `[vocab, d]` → `[n, d]`.
 ///
 /// With `into`, the backward pass adds the gradient of the table to that tensor, instead of handing candle a table of
-/// zeros with a few rows in it.
+/// zeros with a few rows in it; in its type, which may be a wider one.
 pub fn embedding(table: &Tensor, ids: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
     let rows = table.index_select(ids, 0)?;
     match into {
         None => Ok(rows),
         // A variable, so that candle's backward pass comes here.
-        Some(into) => Var::from_tensor(&rows)?.as_tensor().apply_op1(Rows { ids: ids.to_vec1()?, into: into.clone() }),
+        Some(into) => {
+            let rows = Var::from_tensor(&rows.to_dtype(into.dtype())?)?;
+            rows.apply_op1(Rows { ids: ids.to_vec1()?, into: into.clone() })?.to_dtype(table.dtype())
+        }
     }
 }
 

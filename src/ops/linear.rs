@@ -94,13 +94,13 @@ fn flat(x: &Tensor) -> Result<Tensor> {
 fn of_rows(grad: &Tensor, product: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let reached = reached(grad)?;
     let (before, after) = (reached.start, grad.dim(0)? - reached.end);
-    if reached.is_empty() || (before, after) == (0, 0) {
+    if (before, after) == (0, 0) {
         return product(grad);
     }
     product(&grad.narrow(0, before, reached.len())?)?.pad_with_zeros(0, before, after)
 }
 
-/// From the first to the last row that is not all zeros; on a GPU, which would have to be waited for, all of them.
+/// From the first to the last row that is not all zeros, one of zeros if all are; on a GPU, which would have to be waited for, all of them.
 fn reached(x: &Tensor) -> Result<Range<usize>> {
     let (n, width) = x.dims2()?;
     let (storage, layout) = x.storage_and_layout();
@@ -108,9 +108,9 @@ fn reached(x: &Tensor) -> Result<Range<usize>> {
     for_real!(storage, "reached", T => {
         let mut rows = slice::<T>(storage, layout, "reached")?.chunks_exact(width.max(1));
         let reaches = |row: &[T]| row.iter().any(|x| *x != T::zero());
-        let first = rows.position(reaches).unwrap_or(n);
+        let Some(first) = rows.position(reaches) else { return Ok(0..n.min(1)) };
         let last = rows.rposition(reaches).map_or(first, |last| first + 1 + last);
-        Ok(first..(last + 1).min(n))
+        Ok(first..last + 1)
     })
 }
 
@@ -219,7 +219,7 @@ impl CustomOp2 for LinearT {
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let product = |grad: &Tensor| grad.contiguous()?.apply_op2_no_bwd(weight, &Product { transposed: false });
+        let product = |grad: &Tensor| grad.apply_op2_no_bwd(weight, &Product { transposed: false });
         let to_x = if x.track_op() { Some(of_rows(&grad, product)?.reshape(x.dims())?) } else { None };
         let to_weight = weight_gradient(weight, self.into.as_ref(), &grad, &flat(x)?)?;
         Ok((to_x, to_weight))

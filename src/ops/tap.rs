@@ -32,9 +32,12 @@ impl<K: Copy + Ord> Taps<K> {
         Ok(x)
     }
 
-    /// The gradients of a number that was computed from tapped values; none for those that it does not depend on.
+    /// The gradients of a number that was computed from tapped values; none for those that it does not depend on. One pass at a time:
+    /// not for several tasks of one thread pool at once.
     pub fn backward(&self, number: &Tensor) -> Result<BTreeMap<K, Option<Tensor>>> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        // What an earlier pass left that failed half-way.
+        all.values().for_each(|tap| *tap.slot() = None);
         if number.track_op() {
             number.backward()?;
         }

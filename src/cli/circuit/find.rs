@@ -124,6 +124,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         pairs: args.pairs.pairs.clone().unwrap_or_default(),
         corruption: args.pairs.draw.corruption.clone().unwrap_or_default(),
         template: args.pairs.draw.template,
+        right_only: args.pairs.draw.right_only,
         metric: measured.name().into(),
         instead: args.instead.name().into(),
         seed: Some(global.seed),

@@ -50,6 +50,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             let corruption = Some(file.corruption.clone()).filter(|name| !name.is_empty());
             draw.corruption = draw.corruption.or(corruption);
             draw.template = draw.template.or(file.template);
+            draw.right_only |= file.right_only;
             super::super::pairs::asked(&file.pairs, &draw)?
         }
     };

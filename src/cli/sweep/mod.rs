@@ -15,7 +15,7 @@ use interp::{Error, Result, disk, figure, memory, weights};
 use polars::prelude::*;
 use serde_json::{Value, json};
 
-use super::args::{BosArg, Dtype, Format, Global};
+use super::args::{BosArg, Format, Global};
 use super::cost::{Estimate, duration};
 use super::report::{arguments, csv, output_dir, print, rows, say};
 use super::stop::Stop;
@@ -39,11 +39,7 @@ pub struct Args {
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let Global { model, tokenizer, dtype, bos, allow_special, seed, .. } = global;
-    if model != "tiny"
-        || tokenizer.is_some()
-        || *allow_special
-        || (*dtype, *bos, *seed) != (Dtype::F32, BosArg::Auto, 0)
-    {
+    if model != "tiny" || tokenizer.is_some() || *allow_special || (*dtype, *bos, *seed) != (None, BosArg::Auto, 0) {
         return Err(request(
             "model, tokenizer, dtype, bos, allow_special and seed of a sweep stand in the study, in [options]",
         ));

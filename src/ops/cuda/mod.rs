@@ -158,7 +158,10 @@ pub fn matrices(a: Given<'_>, transposed: bool, b: Given<'_>, shape: (usize, usi
 
 /// Adds that product to a tensor.
 pub fn add_matrices(sum: Given<'_>, a: Given<'_>, transposed: bool, b: Given<'_>) -> Result<()> {
-    let found = product((a.0, a.1, transposed), (b.0, b.1, false))?;
+    let mut found = product((a.0, a.1, transposed), (b.0, b.1, false))?;
+    if found.dtype() != sum.0.dtype() {
+        found = found.to_dtype(&Layout::contiguous(sum.1.shape()), sum.0.dtype())?;
+    }
     let to = start(sum.0, sum.1, "add-product")?;
     let n = sum.1.shape().elem_count() as u64;
     let arguments = [to, launch::at(&found, 0)?, to, Size(n)];
