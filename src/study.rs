@@ -227,6 +227,9 @@ pub fn usual(command: &str) -> (&'static str, &'static [(&'static str, &'static 
         "perplexity" => ("bits_per_byte", &[], &["model", "text", "context", "stride"]),
         "generate" => ("logprob", &[], &["prompt"]),
         "behave" => ("value", &[("metric", "accuracy"), ("template", "")], &["model", "suite", "phrasing", "shots"]),
+        "paths" => ("effect", &[("pair", "")], &["sender", "metric"]),
+        "saliency" => ("integrated", &[], &["prompt", "pos", "token"]),
+        "subspace" => ("effect", &[("pair", ""), ("part", "along")], &[]),
         "bench" => ("tokens_per_second", &[], &["model", "task", "batch"]),
         _ => ("value", &[], &[]),
     }

@@ -124,6 +124,36 @@ fn a_grid_is_run_once_and_one_more_value_is_one_more_run() {
 }
 
 #[test]
+fn causal_commands_are_swept_too() {
+    let studies = [
+        (
+            "subspace",
+            "pairs = 'tiny-agreement'\ntemplate = 0\nnum_pairs = 6\nalong = 'means'",
+            "site = ['resid_post.1', 'resid_post.3']",
+            "part",
+        ),
+        ("paths", "pairs = 'tiny-facts'\nnum_pairs = 4", "freeze = ['mlps', 'ln']", "sender"),
+        (
+            "saliency",
+            "prompt = 'The keys'\nanswer = ' are'\nwrong = ' is'\nsteps = 4",
+            "baseline = ['zero', 'mean']",
+            "token",
+        ),
+    ];
+    for (command, options, grid, column) in studies {
+        let text = format!("about = 'x'\ncommand = '{command}'\n[options]\n{options}\n[grid]\n{grid}\n");
+        let (dir, study) = place(&text);
+        let out = dir.path().join("out");
+        sweep(&study, &out).run().ok();
+        let results = frame(&out.join("frame.parquet"));
+        let varied = grid.split(' ').next().unwrap();
+        let values: std::collections::BTreeSet<String> = texts(&results, varied).into_iter().collect();
+        assert_eq!(values.len(), 2, "{command}");
+        assert!(results.column(column).is_ok() && out.join("figure.svg").exists(), "{command}");
+    }
+}
+
+#[test]
 fn an_interrupted_sweep_goes_on_where_it_was() {
     let (dir, study) = place(&TUNING.replace("max_iters = 4", "max_iters = 60"));
     let out = dir.path().join("out");

@@ -14,7 +14,7 @@ use super::super::args::Global;
 use super::super::report::slug;
 
 /// Commands whose runs can be a study's.
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 16] = [
     "ablate",
     "attribute",
     "behave",
@@ -24,9 +24,12 @@ const COMMANDS: [&str; 13] = [
     "heads",
     "lens",
     "patch",
+    "paths",
     "perplexity",
     "probe",
+    "saliency",
     "steer",
+    "subspace",
     "train",
 ];
 /// Options that are the sweep's own, or say where a run happens.
@@ -191,7 +194,8 @@ struct Told {
 }
 
 /// Values of these keys are paths, unless they are names.
-const NAMES_OR_PATHS: [&str; 8] = ["model", "models", "suites", "pairs", "tokenizer", "tasks", "dataset", "reference"];
+const NAMES_OR_PATHS: [&str; 9] =
+    ["model", "models", "suites", "pairs", "tokenizer", "tasks", "dataset", "reference", "along"];
 /// Keys of the recipe that are paths.
 const RECIPE_PATHS: [&str; 3] = ["text", "validation", "language"];
 
