@@ -138,11 +138,10 @@ pub fn time(work: Work, model: &Gpt2, tokenizer: Option<&Tokenizer>, size: Size,
             let mut trainer = Trainer::from_model(recipe, model, "speed", tokenizer()?.clone(), Box::new(text))?;
             Box::new(move || {
                 trainer.step()?;
-                match trainer.micro_batch_size() {
-                    rows if rows < size.batch => {
-                        Err(Error::TryAgain(format!("no memory to train on more than {rows} rows at once")))
-                    }
-                    _ => Ok(()),
+                let rows = trainer.micro_batch_size();
+                match rows < trainer.recipe().train.micro_batch_size {
+                    true => Err(Error::TryAgain(format!("no memory to train on more than {rows} rows at once"))),
+                    false => Ok(()),
                 }
             })
         }

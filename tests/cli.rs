@@ -439,15 +439,15 @@ fn a_name_is_one_directory_below_the_commands() {
 
 #[test]
 fn bench_times_what_it_is_asked_to() {
-    let words = "bench --repeats 2 --context 32 --price 3.6 --format json";
+    let words = "bench --repeats 2 --batch 2 --context 32 --price 3.6 --format json";
     let run = Interp::new().words(words).run().ok();
     let rows = json(&run)["rows"].as_array().unwrap().clone();
     let tasks: Vec<&str> = rows.iter().map(|row| row["task"].as_str().unwrap()).collect();
     assert_eq!(tasks, ["generate", "forward", "train"]);
     for row in &rows {
         let number = |key: &str| row[key].as_f64().unwrap();
-        // Of a text of 32 tokens 16 are the prompt.
-        let tokens = if row["task"] == "generate" { 16.0 } else { 32.0 };
+        // Of each of two texts of 32 tokens 16 are the prompt.
+        let tokens = if row["task"] == "generate" { 32.0 } else { 64.0 };
         assert!((number("tokens_per_second") - tokens / number("seconds")).abs() < 1e-6 * number("tokens_per_second"));
         assert!(number("low") <= number("tokens_per_second") && number("tokens_per_second") <= number("high"));
         assert!((number("cost_per_million_tokens") - 1e3 / number("tokens_per_second")).abs() < 1e-6);
