@@ -27,7 +27,7 @@
 //!
 //! Modules stand on floors and use only what is on their own floor or below:
 //!
-//! 1. names: [`site`], [`reads`], [`hooks`], [`error`], [`device`]
+//! 1. names: [`site`], [`reads`], [`hooks`], [`error`], [`device`], [`process`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
