@@ -166,6 +166,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_size_that_fits_is_remembered() {
+        let mut parts = Vec::new();
+        let found = in_batches(20, 8, &mut |part| {
+            parts.push(part.len());
+            if part.len() > 3 { Err(Error::TryAgain("no room".into())) } else { Ok(part.collect()) }
+        });
+        assert_eq!(found.unwrap(), (0..20).collect::<Vec<_>>());
+        // 8 and twice 4 fail once, and are not tried again.
+        assert_eq!(parts, [8, 4, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2]);
+    }
+
+    #[test]
     fn what_does_not_fit_is_halved_until_it_does() {
         let run = |room: usize| {
             let (mut done, mut tries) = (Vec::new(), 0);

@@ -15,7 +15,7 @@ use polars::prelude::{DataFrame, df};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
-use crate::gpt2::Gpt2;
+use crate::gpt2::{Gpt2, LogitsAt};
 use crate::graph::{Graph, Outputs, Receiver, Source};
 use crate::memory;
 use crate::metric::{Measures, Metric, effect};
@@ -136,7 +136,7 @@ pub fn paths(
         [Site::ResidPre(l), Site::ResidMid(l), Site::ResidPost(l)].into_iter().chain(scales).chain(values)
     });
     let plan = Outputs::read(Plan::new(), config).reads(sites.clone().chain([Site::LnFinalScale]));
-    let trace = plan.run(model, base)?;
+    let trace = plan.logits(LogitsAt::None).run(model, base)?;
     let trunk = Trunk::grow(model, Plan::new(), base, sites, Wanted { loss_from: None, memory: left })?;
     let (written, ends) = Outputs::run(model, other)?;
     let clean = if denoise { to_f32(&ends)? } else { trunk.end().logits.clone() };

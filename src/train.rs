@@ -55,6 +55,12 @@ struct Parameter {
     matrix: Option<TensorId>,
 }
 
+/// The weights of a model, for one that is made of them.
+fn by_name<'m>(model: &'m Gpt2) -> impl Fn(&str) -> Result<&'m Tensor> {
+    let all: HashMap<String, &'m Tensor> = model.tensors().into_iter().collect();
+    move |name| all.get(name).copied().ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))
+}
+
 /// The model as a step multiplies it.
 struct Rounded {
     model: Gpt2,
@@ -156,11 +162,8 @@ impl Trainer {
                 "a recipe with a [model] section starts from scratch; leave it out to fine-tune",
             ));
         }
-        let tensors: std::collections::BTreeMap<String, &Tensor> = model.tensors().into_iter().collect();
-        let copy = |name: &str| -> Result<Tensor> {
-            let tensor = tensors.get(name).ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))?;
-            Ok(tensor.to_dtype(DType::F32)?)
-        };
+        let weights = by_name(model);
+        let copy = |name: &str| Ok(weights(name)?.to_dtype(DType::F32)?);
         Self::new(recipe, model.config().clone(), origin.into(), tokenizer, rows, copy)
     }
 
@@ -212,10 +215,10 @@ impl Trainer {
         })
     }
 
-    /// The same run, out of memory for more rows at once: a GPU that is full, for tests.
+    /// The same run, out of memory for more tokens at once: a GPU that is full, for tests.
     #[doc(hidden)]
-    pub fn with_room_for(self, most_rows: usize) -> Self {
-        Self { model: self.model.with_room_for(most_rows), ..self }
+    pub fn with_room_for(self, most_tokens: usize) -> Self {
+        Self { model: self.model.with_room_for(most_tokens), ..self }
     }
 
     /// The model as it is now.
@@ -386,9 +389,9 @@ impl Trainer {
             let matrices = self.parameters.iter().map(|p| p.matrix).collect();
             return Ok(Rounded { model: self.model.clone(), matrices });
         }
-        let mut copies = HashMap::new();
+        let (weights, mut copies) = (by_name(&self.model), HashMap::new());
         let model = Gpt2::new(self.model.config().clone(), |name| {
-            let weight = self.model.weight(name)?;
+            let weight = weights(name)?;
             if weight.rank() != 2 {
                 return Ok(weight.clone());
             }

@@ -136,8 +136,7 @@ impl Asked<'_> {
         let mut all = Vec::new();
         let lengths = (0..self.tokens.len()).map(|prompt| self.tokens.row(prompt).len());
         for batch in batches(lengths, BATCH_TOKENS) {
-            let found = memory::in_batches(batch.len(), batch.len(), &mut |part| {
-                let batch = batch.start + part.start..batch.start + part.end;
+            memory::halving(batch, &mut |batch| {
                 let tokens = self.tokens.slice(batch.clone());
                 let mut plan = Plan::new().logits(LogitsAt::Last);
                 if let Some((site, by)) = moved {
@@ -152,9 +151,9 @@ impl Asked<'_> {
                     plan = plan.edit(Edit::add(site, &Tensor::from_vec(value, shape, &Device::Cpu)?));
                 }
                 let logits = to_f32(plan.run(self.model, &tokens)?.logits()?)?;
-                Ok(logits.chunks_exact(self.model.config().vocab_size).map(<[f32]>::to_vec).collect())
+                all.extend(logits.chunks_exact(self.model.config().vocab_size).map(<[f32]>::to_vec));
+                Ok(())
             })?;
-            all.extend(found);
         }
         Ok(all)
     }
