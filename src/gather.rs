@@ -2,56 +2,63 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
+
+use crate::arrivals::Arrivals;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::memory;
 use crate::plan::Plan;
 use crate::site::{Axis, Site};
 use crate::tokens::Tokens;
 
-/// Runs the model on a batch and adds, for every site, its vectors at the chosen positions of each prompt, in order: one
-/// `[row, d]` per site. Nothing behind the last site is computed. A batch that a GPU has no memory for is divided.
-///
-/// # Errors
-/// Faults of the tokens, and [`crate::Error::NotFinite`].
-pub fn read_rows(
-    model: &Gpt2,
-    sites: &[Site],
-    tokens: &Tokens,
-    chosen: &[Vec<u32>],
-    into: &mut [Vec<f32>],
-) -> Result<()> {
-    let mut columns: BTreeMap<Site, Vec<usize>> = BTreeMap::new();
-    for (i, site) in sites.iter().enumerate() {
-        columns.entry(read_at(*site)).or_default().push(i);
-    }
-    let mut plan = Plan::new().reads(columns.keys().copied()).logits(LogitsAt::None);
-    if let Some(until) = columns.keys().map(|site| layers_of(*site)).collect::<Option<Vec<_>>>() {
-        plan = plan.until(until.into_iter().max().unwrap_or(0));
-    }
-    memory::halving(0..tokens.len(), &mut |part| {
-        let before: Vec<usize> = into.iter().map(Vec::len).collect();
-        let (tokens, chosen) = (&tokens.slice(part.clone()), &chosen[part]);
-        let read = read(&plan, model, tokens, chosen, &columns, into);
-        if read.is_err() {
-            into.iter_mut().zip(&before).for_each(|(values, before)| values.truncate(*before));
-        }
-        read
-    })
+/// Reads sites of a model, batch after batch.
+pub struct Gather<'a> {
+    model: &'a Gpt2,
+    plan: Plan,
+    /// The places among the sites at which what is read at a site is wanted.
+    columns: BTreeMap<Site, Vec<usize>>,
+    arrivals: Arrivals,
 }
 
-fn read(
-    plan: &Plan,
-    model: &Gpt2,
-    tokens: &Tokens,
-    chosen: &[Vec<u32>],
-    columns: &BTreeMap<Site, Vec<usize>>,
-    into: &mut [Vec<f32>],
-) -> Result<()> {
-    plan.run_each(model, tokens, &mut |site, value| {
-        frame::with_f32(value, |all| {
+impl<'a> Gather<'a> {
+    /// For these sites. Nothing behind the last of them is computed.
+    ///
+    /// # Errors
+    /// As [`Arrivals::new`].
+    pub fn new(model: &'a Gpt2, sites: &[Site]) -> Result<Self> {
+        let mut columns: BTreeMap<Site, Vec<usize>> = BTreeMap::new();
+        for (i, site) in sites.iter().enumerate() {
+            columns.entry(read_at(*site)).or_default().push(i);
+        }
+        let mut plan = Plan::new().reads(columns.keys().copied()).logits(LogitsAt::None);
+        if let Some(until) = columns.keys().map(|site| layers_of(*site)).collect::<Option<Vec<_>>>() {
+            plan = plan.until(until.into_iter().max().unwrap_or(0));
+        }
+        Ok(Self { model, plan, columns, arrivals: Arrivals::new(model.device())? })
+    }
+
+    /// Runs the model on a batch and adds, for every site, its vectors at the chosen positions of each prompt, in order: one
+    /// `[row, d]` per site. A batch that a GPU has no memory for is divided; values leave a GPU while it computes the next.
+    ///
+    /// # Errors
+    /// Faults of the tokens, and [`crate::Error::NotFinite`].
+    pub fn read(&mut self, tokens: &Tokens, chosen: &[Vec<u32>], into: &mut [Vec<f32>]) -> Result<()> {
+        memory::halving(0..tokens.len(), &mut |part| {
+            let before: Vec<usize> = into.iter().map(Vec::len).collect();
+            let read = self.read_part(&tokens.slice(part.clone()), &chosen[part], into);
+            if read.is_err() {
+                into.iter_mut().zip(&before).for_each(|(values, before)| values.truncate(*before));
+            }
+            read
+        })
+    }
+
+    fn read_part(&mut self, tokens: &Tokens, chosen: &[Vec<u32>], into: &mut [Vec<f32>]) -> Result<()> {
+        let Self { model, plan, columns, arrivals } = self;
+        let compute = |send: &mut dyn FnMut(Site, &Tensor) -> Result<()>| plan.run_each(model, tokens, send);
+        arrivals.each(compute, |site, all| {
             let (padded, width) = (tokens.longest(), all.len() / (tokens.len() * tokens.longest()));
             for column in &columns[&site] {
                 for (prompt, positions) in chosen.iter().enumerate() {
@@ -61,9 +68,9 @@ fn read(
                     }
                 }
             }
-        })
-    })?;
-    Ok(())
+        })?;
+        Ok(())
+    }
 }
 
 /// Checks sites: every one must have one vector per position.

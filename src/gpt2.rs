@@ -497,7 +497,9 @@ impl Attention {
             None => (k, v),
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let scores = hooks.at(Site::AttnScores(layer), ops::attention_scores(&q, &k, scale, mask)?)?; // [B, H, P, K]
+        let looked_at = hooks.wants(Site::AttnScores(layer));
+        let scores = ops::attention_scores(&q, &k, scale, mask, looked_at)?;
+        let scores = hooks.at(Site::AttnScores(layer), scores)?; // [B, H, P, K]
         let pattern = ops::causal_softmax(&scores, mask)?; // [B, H, P, K]
         let id = pattern.id();
         let mut pattern = hooks.at(Site::Pattern(layer), pattern)?;

@@ -29,7 +29,7 @@
 //!
 //! 1. names: [`site`], [`reads`], [`hooks`], [`error`], [`device`], [`process`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
-//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
+//! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`arrivals`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`graph`], [`subspace`], [`convention`],
 //!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`], [`suite`], [`study`]
@@ -47,6 +47,7 @@
 pub mod ablate;
 pub mod agreement;
 pub mod answers;
+pub mod arrivals;
 pub mod attention;
 pub mod attribution;
 pub mod behave;

@@ -8,7 +8,7 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::{fixture, narrowed, parity_model, small_config, values};
 use interp::ablate::{Ablated, Measure, Method, Options, ablate, frame, random_sets};
 use interp::metric::Metric;
@@ -96,7 +96,7 @@ fn mean_of(model: &Gpt2, cell: &Cell, prompts: &[Tokens]) -> Tensor {
         count += prompt.longest() as f64;
     }
     let mean: Vec<f32> = sum.into_iter().map(|x| (x / count) as f32).collect();
-    Tensor::new(mean, &Device::Cpu).unwrap()
+    Tensor::new(mean, &common::device()).unwrap()
 }
 
 /// Mean over the prompts of one length.
@@ -225,7 +225,7 @@ fn edges_are_runs_of_their_own() {
     let reference = prompts_of(&questions);
     let all = edges(model.config(), 5);
     let mut experiments = with_sets(&all);
-    let nothing = Tensor::new(f32::NEG_INFINITY, &Device::Cpu).unwrap();
+    let nothing = Tensor::new(f32::NEG_INFINITY, &common::device()).unwrap();
     let knockout =
         |_: &Question, cell: &Cell| Edit::set(Site::AttnScores(cell.layer), &nothing.reshape((1, 1, 1, 1)).unwrap());
     compare(&model, &questions, &experiments, &options(Method::Knockout), &knockout);
@@ -403,7 +403,7 @@ fn the_frame_says_what_was_done_and_how_sure_it_is() {
 
 #[test]
 fn every_ablation_is_transformer_lenss() {
-    let expected = candle_core::safetensors::load(fixture("ablation.safetensors"), &Device::Cpu).unwrap();
+    let expected = candle_core::safetensors::load(fixture("ablation.safetensors"), &common::device()).unwrap();
     let mut compared = 0;
     for name in ["wide", "thin", "untied"] {
         let model = parity_model(name);
@@ -450,7 +450,7 @@ fn every_ablation_is_transformer_lenss() {
 
 #[test]
 fn one_head_of_tiny_finds_who_receives() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let set = PairSet::shipped("tiny-ioi").unwrap().unwrap();
     let question =
         |index: u64| set.draw(None, None, 0, index).unwrap().question(&tokenizer, Encoding::default()).unwrap();

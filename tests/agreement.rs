@@ -3,6 +3,8 @@
 #[path = "common/process.rs"]
 mod process;
 
+mod common;
+
 use interp::agreement::{GATE, agreement};
 use interp::pair::Pair;
 use interp::target::Target;
@@ -21,7 +23,7 @@ fn pair() -> Pair {
 
 /// The embedded model with one weight of one matrix changed.
 fn changed(name: &str, by: f64) -> Gpt2 {
-    let model = embedded::model().unwrap();
+    let model = common::tiny();
     Gpt2::new(model.config().clone(), |other| {
         let weight = model.weight(other)?;
         Ok(if other == name { weight.affine(1.0, by)? } else { weight.clone() })
@@ -30,7 +32,7 @@ fn changed(name: &str, by: f64) -> Gpt2 {
 }
 
 fn compared(other: &Gpt2) -> DataFrame {
-    agreement(&embedded::model().unwrap(), other, &embedded::tokenizer().unwrap(), &pair()).unwrap()
+    agreement(&common::tiny(), other, &embedded::tokenizer().unwrap(), &pair()).unwrap()
 }
 
 fn failed(frame: &DataFrame) -> Vec<String> {
@@ -42,7 +44,7 @@ fn failed(frame: &DataFrame) -> Vec<String> {
 
 #[test]
 fn equal_models_agree_and_others_do_not() {
-    let same = compared(&embedded::model().unwrap());
+    let same = compared(&common::tiny());
     let difference = same.column("difference").unwrap().f64().unwrap();
     assert!(difference.into_no_null_iter().all(|difference| difference == 0.0), "to the bit");
     let checks = same.column("check").unwrap().str().unwrap();

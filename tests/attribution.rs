@@ -8,7 +8,7 @@ mod process;
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use common::{fixture, max_difference, parity_model, three_pairs, values};
 use interp::attribution::{Attributed, By, accumulated, attribute, frame};
 use interp::convention::LayerNormConvention::{FinalScale, Recompute};
@@ -33,7 +33,7 @@ impl Peer {
     fn of(name: &'static str) -> Self {
         Self {
             name,
-            tensors: candle_core::safetensors::load(fixture("attribution.safetensors"), &Device::Cpu).unwrap(),
+            tensors: candle_core::safetensors::load(fixture("attribution.safetensors"), &common::device()).unwrap(),
         }
     }
 
@@ -83,7 +83,7 @@ fn stacks_are_transformer_lenss() {
                 false => stack.values.i((.., .., length - 2..)).unwrap(),
                 true => {
                     let kept: Vec<u32> = (0..components as u32).step_by(7).collect();
-                    let kept = Tensor::from_vec(kept, components.div_ceil(7), &Device::Cpu).unwrap();
+                    let kept = Tensor::from_vec(kept, components.div_ceil(7), &common::device()).unwrap();
                     stack.values.index_select(&kept, 0).unwrap().i((.., ..1, length - 1..)).unwrap()
                 }
             };
@@ -182,7 +182,7 @@ fn ioi(n: usize) -> (Vec<String>, Vec<Target>) {
 
 #[test]
 fn tiny_adds_up_at_every_level_position_and_without_a_wrong_answer() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let (mut prompts, mut targets) = ioi(7);
     // Prompts that differ in length, and the logit of one token alone.
     prompts.push("The capital of France is".into());
@@ -218,7 +218,7 @@ fn sums(frame: &DataFrame) -> HashMap<Option<u32>, f64> {
 
 #[test]
 fn a_frame_adds_up_however_many_neurons_it_shows_and_its_means_have_intervals() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let (prompts, targets) = ioi(5);
     let tokens = tokenizer.tokens(&prompts, Encoding::default()).unwrap();
     let attributed = attribute(&model, &tokens, &targets, By::Neuron, -1).unwrap();
@@ -245,7 +245,7 @@ fn a_frame_adds_up_however_many_neurons_it_shows_and_its_means_have_intervals() 
 
 #[test]
 fn in_tiny_late_heads_move_the_name() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let (prompts, targets) = ioi(12);
     let tokens = tokenizer.tokens(&prompts, Encoding::default()).unwrap();
     let attributed = attribute(&model, &tokens, &targets, By::Head, -1).unwrap();
@@ -261,7 +261,7 @@ fn in_tiny_late_heads_move_the_name() {
 
 #[test]
 fn a_language_of_random_sentences_adds_up_too() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let language: Language = embedded::language().unwrap();
     let mut rng = stream(3, "sentences", 0);
     let sentences: Vec<String> = (0..20).map(|_| language.document(&mut rng)).collect();

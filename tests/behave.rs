@@ -31,7 +31,7 @@ fn question(tokenizer: &Tokenizer, prompt: &str, right: &[&str], wrong: &[&str])
 #[test]
 fn scores_are_those_of_hugging_face() {
     let expected: Value = serde_json::from_slice(&std::fs::read(fixture("behave.json")).unwrap()).unwrap();
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let expected = expected.as_array().unwrap();
     let texts = |case: &Value, key: &str| -> Vec<Value> { case[key].as_array().unwrap().clone() };
     let words = |all: &[Value]| all.iter().map(|one| one["text"].as_str().unwrap().to_string()).collect::<Vec<_>>();
@@ -183,7 +183,7 @@ fn questions_of_different_templates_have_words_of_their_own() {
 #[test]
 fn the_card_of_the_embedded_model_comes_out() {
     let per_family = 60;
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let card = card::card(&model, &tokenizer, &embedded::language().unwrap(), per_family, 0).unwrap();
     let run = Interp::new().words("behave tiny-card --num-questions").arg((10 * per_family).to_string()).run().ok();
     let frame = frame(&run.output().join("frame.parquet"));

@@ -1,5 +1,7 @@
 //! The card of the embedded model, measured again: what models/tiny/README.md says is what the model does.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use interp::card::card;
@@ -18,7 +20,7 @@ const PROMISED: [(&str, &str, f64); 7] = [
 ];
 
 fn measured() -> DataFrame {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     card(&model, &tokenizer, &embedded::language().unwrap(), 500, 0).unwrap()
 }
 

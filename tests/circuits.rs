@@ -8,7 +8,7 @@ mod process;
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::{fixture, parity_model, values};
 use interp::edges::{Steps, attribute, exact};
 use interp::frame::load_parquet;
@@ -39,7 +39,7 @@ struct Case {
 
 impl Case {
     fn new(name: &'static str) -> Self {
-        let expected = candle_core::safetensors::load(fixture("circuits.safetensors"), &Device::Cpu).unwrap();
+        let expected = candle_core::safetensors::load(fixture("circuits.safetensors"), &common::device()).unwrap();
         let get = |key: &str| expected[&format!("{name}.{key}")].to_dtype(DType::U32).unwrap();
         let rows: Vec<Vec<u32>> = get("tokens").to_vec2().unwrap();
         let answers: Vec<u32> = get("answers").to_vec1().unwrap();
@@ -304,7 +304,7 @@ fn a_subspace_is_patched_as_its_formula_says() {
         let along: f64 = direction.iter().zip(clean.iter().zip(&corrupt)).map(|(d, (a, b))| d * (a - b)).sum();
         moved.iter_mut().zip(direction).for_each(|(x, d)| *x += along * d);
     }
-    let value = Tensor::from_vec(moved, width, &Device::Cpu).unwrap();
+    let value = Tensor::from_vec(moved, width, &common::device()).unwrap();
     let plan = Plan::new().edit(Edit::set(site, &value).pos(pos)).logits(LogitsAt::Last);
     let logits = values(plan.run(&case.model, pair.corrupt()).unwrap().logits().unwrap());
     let found = interchange.patched(&subspace, Part::Along).unwrap()[0];

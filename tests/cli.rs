@@ -357,7 +357,7 @@ fn captures_say_their_size_first_and_obey_a_limit() {
 fn what_is_captured_is_what_the_library_reads() {
     let outcome = with_prompt("capture --wide --site resid_post.4,q.2").run().ok();
     let frame = parquet(&outcome.output().join("frame.parquet"));
-    let (model, tokenizer) = (interp::embedded::model().unwrap(), interp::embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), interp::embedded::tokenizer().unwrap());
     let tokens = tokenizer.tokens(&[PROMPT], Default::default()).unwrap();
     let sites = [interp::Site::ResidPost(4), interp::Site::Q(2)];
     let trace = interp::Plan::new().reads(sites).run(&model, &tokens).unwrap();

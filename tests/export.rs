@@ -119,7 +119,7 @@ fn statistics_are_those_of_all_rows() {
     for site in &request.sites {
         let (width, bits) = bits(&rows, site);
         let values: Vec<f64> = bits.into_iter().map(|bits| f64::from(f32::from_bits(bits))).collect();
-        let table = Tensor::from_vec(values.clone(), (values.len() / width, width), &candle_core::Device::Cpu).unwrap();
+        let table = Tensor::from_vec(values.clone(), (values.len() / width, width), &common::device()).unwrap();
         let found = &manifest.statistics[site];
         assert_eq!((found.count, found.not_finite), ((values.len() / width) as u64, 0));
         let near = |found: &[f64], wanted: Tensor| {
@@ -148,7 +148,7 @@ fn another_request_is_not_mixed_in() {
         assert_eq!(outcome.code, Some(65), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(wanted) && outcome.stderr.contains("name another --out"), "{}", outcome.stderr);
     }
-    let tiny = interp::embedded::model().unwrap();
+    let tiny = common::tiny();
     let other = Gpt2::new(tiny.config().clone(), |name| {
         let tensor = tiny.tensors().into_iter().find(|(own, _)| own == name).unwrap().1.clone();
         Ok(if name == "ln_f.bias" { (tensor + 1e-3)? } else { tensor })

@@ -14,6 +14,7 @@ const FLOORS: [&[&str]; 5] = [
         "shard",
         "dataset",
         "gather",
+        "arrivals",
         "folds",
         "labelled",
         "task",

@@ -106,7 +106,7 @@ fn draws_follow_hugging_faces_filtered_softmax() {
 
 #[test]
 fn a_seed_decides_the_text_and_samples_differ() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let tokens = tokenizer.tokens(&["The", "When Mary"], Encoding::default()).unwrap();
     let options = Options { num_samples: 3, max_new_tokens: 12, ignore_end: true, seed: 5, ..Default::default() };
     let first = texts(&run(&model, &tokenizer, &tokens, &[], &options), "text");
@@ -146,7 +146,7 @@ fn log_probabilities_are_the_models() {
 
 #[test]
 fn texts_end_where_they_should() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let tokens = tokenizer.tokens(&["The capital of France is"], Encoding::default()).unwrap();
     let greedy = Options { sampling: Sampling::greedy(), max_new_tokens: 60, ..Default::default() };
     let frame = run(&model, &tokenizer, &tokens, &[], &greedy);
@@ -168,7 +168,7 @@ fn texts_end_where_they_should() {
 
 #[test]
 fn edits_work_while_writing() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let tokens = tokenizer.tokens(&["The capital of France is", "The"], Encoding::default()).unwrap();
     let options = Options { sampling: Sampling::greedy(), max_new_tokens: 15, ignore_end: true, ..Default::default() };
     let plain = run(&model, &tokenizer, &tokens, &[], &options);

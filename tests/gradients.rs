@@ -4,7 +4,7 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use common::{max_difference, noise, small_config, tokens, values, weights};
 use interp::ops::{self, Causal};
 use interp::{Edit, Gpt2, Plan, Site};
@@ -33,7 +33,7 @@ fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Tensor) {
                 let mut moved = base.clone();
                 moved[j] += delta;
                 let mut inputs = inputs.to_vec();
-                inputs[i] = Tensor::from_vec(moved, inputs[i].dims(), &Device::Cpu).unwrap();
+                inputs[i] = Tensor::from_vec(moved, inputs[i].dims(), &common::device()).unwrap();
                 scalar(&f(&inputs)).to_scalar::<f64>().unwrap()
             };
             let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
@@ -89,7 +89,7 @@ fn linear_maps_differentiate_where_few_rows_have_a_gradient() {
     // A hole between rows that have one, and none at all.
     let of = |weights: &[f64]| {
         let var = Var::from_tensor(&x).unwrap();
-        let weights = Tensor::new(weights, &Device::Cpu).unwrap().reshape((9, 1)).unwrap();
+        let weights = Tensor::new(weights, &common::device()).unwrap().reshape((9, 1)).unwrap();
         let y = ops::linear_t(var.as_tensor(), &turned, None).unwrap().broadcast_mul(&weights).unwrap();
         values(y.sum_all().unwrap().backward().unwrap().get(&var).unwrap())
     };
@@ -107,11 +107,13 @@ fn attention_differentiates_with_cache_and_holes() {
     for (mask, queries, keys) in masks {
         let qk = [input(&[2, queries, 3, 4], 1), input(&[2, keys, 3, 4], 2)];
         // −∞ cannot be weighed: look at the scores behind a softmax, and at what is finite.
-        check("attention_scores", &qk, |x| {
-            let scores = ops::attention_scores(&x[0], &x[1], 0.5, &mask).unwrap();
-            ops::causal_softmax(&scores, &mask).unwrap()
-        });
-        let scores = ops::attention_scores(&qk[0], &qk[1], 0.5, &mask).unwrap();
+        for looked_at in [true, false] {
+            check("attention_scores", &qk, |x| {
+                let scores = ops::attention_scores(&x[0], &x[1], 0.5, &mask, looked_at).unwrap();
+                ops::causal_softmax(&scores, &mask).unwrap()
+            });
+        }
+        let scores = ops::attention_scores(&qk[0], &qk[1], 0.5, &mask, true).unwrap();
         let pattern = ops::causal_softmax(&scores, &mask).unwrap();
         let finite = ops::masked(&scores, 0.0, &mask).unwrap();
         check("causal_softmax", std::slice::from_ref(&finite), |x| ops::causal_softmax(&x[0], &mask).unwrap());
@@ -167,7 +169,7 @@ fn every_parameter_has_the_gradient_of_finite_differences() {
             let at = |delta: f64| {
                 let mut moved = values(&weights[name]);
                 moved[j] += delta;
-                let moved = Tensor::from_vec(moved, weights[name].dims(), &Device::Cpu).unwrap();
+                let moved = Tensor::from_vec(moved, weights[name].dims(), &common::device()).unwrap();
                 let get = |n: &str| Ok(if n == name { moved.clone() } else { weights[n].clone() });
                 loss(&Gpt2::new(config.clone(), get).unwrap()).to_scalar::<f64>().unwrap()
             };

@@ -8,7 +8,7 @@ mod process;
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::{fixture, max_difference, parity_model, small_config, values};
 use interp::circuits::{Basis, Circuits};
 use interp::detector::{self, Detector, Measure, Options};
@@ -26,7 +26,7 @@ struct Case {
 impl Case {
     fn all() -> Vec<Self> {
         let load = |name: &'static str| {
-            let expected = candle_core::safetensors::load(fixture("heads.safetensors"), &Device::Cpu).unwrap();
+            let expected = candle_core::safetensors::load(fixture("heads.safetensors"), &common::device()).unwrap();
             Self { name, model: parity_model(name), expected }
         };
         ["wide", "thin", "untied"].map(load).into_iter().collect()
@@ -170,7 +170,7 @@ fn heads_that_write_where_nobody_reads_do_not_compose() {
     let config = small_config();
     let mut weights = common::weights(&config, DType::F32);
     let masked = |x: &Tensor, keep: [f32; 6], dim: usize| {
-        let mask = Tensor::new(&keep, &Device::Cpu).unwrap();
+        let mask = Tensor::new(&keep, &common::device()).unwrap();
         x.broadcast_mul(&if dim == 0 { mask.unsqueeze(1).unwrap() } else { mask.unsqueeze(0).unwrap() }).unwrap()
     };
     for (name, keep, dim) in [
@@ -238,7 +238,7 @@ fn random_tokens_are_seeded_and_leave_out_the_end_of_text() {
 
 #[test]
 fn the_built_in_model_has_an_induction_head_and_a_head_that_looks_back() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let repeated = heads::repeated(model.config(), Some(&tokenizer), 2, 100, 0).unwrap();
     let heads::Atlas { frame, loss } = atlas(&model, &repeated, None, Basis::Published);
     assert!(at(&frame, "induction", 3, 2) > 0.9, "{}", at(&frame, "induction", 3, 2));

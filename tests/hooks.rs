@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use common::{max_difference, noise, same_bits, small_config, small_model, tokens, values};
 use interp::gpt2::Pass;
 use interp::hooks::from_fn;
@@ -367,7 +367,7 @@ fn a_query_that_may_look_nowhere_looks_nowhere() {
 fn requests_that_cannot_be_met_are_errors_before_anything_runs() {
     let (config, model, tokens) = setup();
     let fails = |plan: Plan| plan.check(&config, &tokens).unwrap_err().to_string();
-    let z = Tensor::zeros((2, 7, 2, 4), DType::F32, &Device::Cpu).unwrap();
+    let z = Tensor::zeros((2, 7, 2, 4), DType::F32, &common::device()).unwrap();
     let cases = [
         (Plan::new().read(Site::ResidPost(3)), "`resid_post.3` is never reached: this model has layers 0..=2"),
         (Plan::new().edit(Edit::zero(Site::Z(9))), "`z.9` is never reached: this model has layers 0..=2"),

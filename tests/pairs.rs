@@ -152,7 +152,7 @@ fn years_are_later_or_not() {
 
 #[test]
 fn tiny_answers_its_sets() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     for (name, _) in SHIPPED {
         let set = shipped(name);
         if set.suits != "tiny" {

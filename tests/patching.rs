@@ -6,7 +6,7 @@ mod common;
 #[path = "common/process.rs"]
 mod process;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use common::{fixture, narrowed, parity_model, small_config, three_pairs, values};
 use interp::metric::Metric;
 use interp::pair::Pair;
@@ -32,7 +32,7 @@ fn tokens(ids: &[u32]) -> Tokens {
 
 #[test]
 fn every_sweep_is_transformer_lenss() {
-    let expected = candle_core::safetensors::load(fixture("patching.safetensors"), &Device::Cpu).unwrap();
+    let expected = candle_core::safetensors::load(fixture("patching.safetensors"), &common::device()).unwrap();
     let mut compared = 0;
     for name in ["wide", "thin", "untied"] {
         let model = parity_model(name);
@@ -133,7 +133,7 @@ fn several_pairs_are_summed_up() {
 
 #[test]
 fn the_embedded_model_moves_names_as_it_should() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let prompts = (
         "When Mary and John went to the shop, John gave a drink to",
         "When Mary and John went to the shop, Mary gave a drink to",

@@ -1,8 +1,9 @@
 //! Where there is no memory for a batch, it is divided, and the numbers are the same.
 
+mod common;
+
 use std::path::Path;
 
-use candle_core::Device;
 use interp::ablate::{Measure, Method, Options as Ablation, ablate};
 use interp::answers::answers;
 use interp::direction::{self, Direction, Pool, from_prompts};
@@ -33,7 +34,7 @@ fn pairs() -> Vec<Pair> {
 
 /// The same numbers with memory for so many tokens at once, and none, with an error, without memory for one.
 fn same(what: &str, rooms: [usize; 2], tolerance: f64, of: impl Fn(&Gpt2) -> Result<Vec<f64>>) {
-    let model = embedded::model().unwrap();
+    let model = common::tiny();
     let whole = of(&model).unwrap();
     assert!(!whole.is_empty(), "{what}");
     for room in rooms {
@@ -142,7 +143,7 @@ fn texts() {
         Ok(from_prompts(model, &up, &down, &[Site::ResidPost(2)], direction::Method::Mean, Pool::Last)?.0)
     };
     same("directions", [20, 14], 1e-5, |model| Ok(vec![directions(model)?[0].length, directions(model)?[0].norm]));
-    let found = directions(&embedded::model().unwrap()).unwrap();
+    let found = directions(&common::tiny()).unwrap();
     same("steer", [100, 45], 1e-3, |model| {
         let options =
             steer::Options { strengths: vec![0.0, 1.0], units: Units::Natural, controls: 1, generate: writing.clone() };
@@ -193,7 +194,7 @@ fn train_in(dtype: &str, dir: &Path) {
         let language = Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap();
         let set = [format!("dtype={dtype}")];
         let recipe = Recipe::load_with(Some(&dir.join("recipe.toml")), &set).unwrap();
-        Trainer::from_language(recipe, language, &Device::Cpu).unwrap().with_room_for(room)
+        Trainer::from_language(recipe, language, &common::device()).unwrap().with_room_for(room)
     };
     let run = |mut trainer: Trainer| -> Result<(Vec<f64>, usize)> {
         let mut losses = vec![trainer.evaluate()?.0];

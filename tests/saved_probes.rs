@@ -27,12 +27,12 @@ struct Made {
 
 impl Made {
     fn new(task: &str, sites: &[Site]) -> Self {
-        let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+        let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
         let task = Task::shipped(task).unwrap().unwrap();
         let examples = task.examples(300, 0, &tokenizer, ENCODING).unwrap();
         let mut all = vec![Vec::new(); sites.len()];
         let chosen = positions(&examples.rows, examples.tokens.len());
-        gather::read_rows(&model, sites, &examples.tokens, &chosen, &mut all).unwrap();
+        gather::Gather::new(&model, sites).unwrap().read(&examples.tokens, &chosen, &mut all).unwrap();
         let table = |values: Vec<f32>| {
             Array2::from_shape_vec((examples.rows.len(), values.len() / examples.rows.len()), values)
         };
@@ -55,7 +55,7 @@ fn stamp() -> Stamp {
 }
 
 fn config() -> Config {
-    embedded::model().unwrap().config().clone()
+    common::tiny().config().clone()
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn every_token_is_told_what_it_is() {
     let names: Vec<_> = found.get_column_names().iter().map(|name| name.to_string()).collect();
     assert_eq!(names.join(" "), "probe site layer prompt pos token_id token class probability value");
     // The same as the library's probe on the same activations.
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     let tokens = tokenizer.tokens(&[text, "Mary"], ENCODING).unwrap();
     let weights = interp::weights::sha256_of(embedded::WEIGHTS);
     let of = Stamp { weights_sha256: vec![weights], dtype: "f32".into(), bos: true };
@@ -290,7 +290,7 @@ fn every_token_is_told_what_it_is() {
     assert_eq!(kept.site, Site::ResidPost(4));
     let every: Vec<Vec<u32>> = (0..2).map(|prompt| (0..tokens.row(prompt).len() as u32).collect()).collect();
     let mut values = vec![Vec::new()];
-    gather::read_rows(&model, &[kept.site], &tokens, &every, &mut values).unwrap();
+    gather::Gather::new(&model, &[kept.site]).unwrap().read(&tokens, &every, &mut values).unwrap();
     let rows: Vec<usize> = (0..tokens.count()).collect();
     let x = Array2::from_shape_vec((rows.len(), 128), values.remove(0)).unwrap();
     let p = kept.probe.probabilities(x.view(), &rows).unwrap();

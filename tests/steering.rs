@@ -6,7 +6,7 @@ mod common;
 #[path = "common/process.rs"]
 mod process;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use common::{fixture, noise, small_config, values};
 use interp::direction::{self, Direction, Method, Pool, contrast, from_prompts};
 use interp::generate::{self, generate};
@@ -20,7 +20,7 @@ use process::Interp;
 
 #[test]
 fn directions_are_numpys() {
-    let expected = candle_core::safetensors::load(fixture("steering.safetensors"), &Device::Cpu).unwrap();
+    let expected = candle_core::safetensors::load(fixture("steering.safetensors"), &common::device()).unwrap();
     for name in ["short", "long"] {
         let set = |kind: &str| -> Vec<Vec<f32>> { expected[&format!("{name}.{kind}")].to_vec2().unwrap() };
         for method in [Method::Mean, Method::Pca, Method::PcaPooled] {
@@ -104,7 +104,7 @@ const NEGATIVE: [&str; 4] = ["The film was terrible", "The book was awful", "The
 
 impl Sentiment {
     fn new() -> Self {
-        let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+        let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
         let prompts = ["Tom saw the film. It was", "Anna saw the play. It was", "What a"];
         let prompts = tokenizer.tokens(&prompts.map(|p| format!("{p} long. Everyone")), Encoding::default()).unwrap();
         let target = Target::parse(&tokenizer, &[" loved"], &[" hated"]).unwrap();
@@ -295,7 +295,7 @@ fn directions_of_another_model_are_refused() {
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(tiny.join(name), dir.path().join(name)).unwrap();
     }
-    let mut model = embedded::model().unwrap().tensors().into_iter().map(|(n, t)| (n, t.clone())).collect::<Vec<_>>();
+    let mut model = common::tiny().tensors().into_iter().map(|(n, t)| (n, t.clone())).collect::<Vec<_>>();
     model[0].1 = (&model[0].1 * 0.999).unwrap();
     interp::weights::write_tensors(&dir.path().join("model.safetensors"), &model, Default::default()).unwrap();
     let command = Interp::new().words("steer --prompt Tom --load").arg(&file).arg("--model").arg(dir.path());

@@ -6,7 +6,7 @@ mod process;
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::{narrowed, small_config, values};
 use interp::metric::Metric;
 use interp::pair::{Noise, Pair};
@@ -115,7 +115,7 @@ fn noise_of(model: &Gpt2, pair: &Pair) -> Edit {
     let mut rng = stream(*seed, "noise on embeddings", *sample);
     let count = positions.len() * width;
     let noise: Vec<f32> = (0..count).map(|_| (scale * deviation * normal(&mut rng)) as f32).collect();
-    let noise = Tensor::from_vec(noise, (1, positions.len(), width), &Device::Cpu).unwrap();
+    let noise = Tensor::from_vec(noise, (1, positions.len(), width), &common::device()).unwrap();
     Edit::add(Site::Embed, &noise).pos(positions.start as i64..=positions.end as i64 - 1)
 }
 

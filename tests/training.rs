@@ -6,7 +6,7 @@ mod process;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
 use common::values;
 use interp::language::Language;
@@ -65,7 +65,7 @@ fn trainer(dir: &Path) -> Trainer {
     let recipe = Recipe::load(&dir.join("recipe.toml")).unwrap();
     let path = dir.join("language.toml");
     let language = Language::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap();
-    Trainer::from_language(recipe, language, &candle_core::Device::Cpu).unwrap()
+    Trainer::from_language(recipe, language, &common::device()).unwrap()
 }
 
 fn train(dir: &Path, out: &Path) -> Interp {
@@ -83,7 +83,7 @@ fn adamw_follows_its_formula() {
     let start = [1.0, -2.0, 0.5, 3.0];
     let grads = [[0.3, -0.1, 0.0, 2.0], [-0.2, 0.4, 0.0, 1.0], [0.1, 0.1, 0.0, -5.0]];
     for (shape, decay) in [(vec![2, 2], 0.2), (vec![4], 0.0)] {
-        let tensor = |x: &[f64]| Tensor::from_vec(x.to_vec(), shape.clone(), &Device::Cpu).unwrap();
+        let tensor = |x: &[f64]| Tensor::from_vec(x.to_vec(), shape.clone(), &common::device()).unwrap();
         let var = Var::from_tensor(&tensor(&start)).unwrap();
         let mut optimizer = AdamW::new(vec![var.clone()], config).unwrap();
         let (mut p, mut m, mut v) = (start, [0.0; 4], [0.0; 4]);

@@ -29,7 +29,7 @@ fn score(frame: &DataFrame, probe: &str, site: &str, split: &str, metric: &str) 
 /// Every move again, one prompt at a time, by an edit that computes on the value that it finds.
 #[test]
 fn moves_are_what_they_say() {
-    let (model, tokenizer) = (embedded::model().unwrap(), embedded::tokenizer().unwrap());
+    let (model, tokenizer) = (common::tiny(), embedded::tokenizer().unwrap());
     for (name, sites) in
         [("tiny-number", [Site::ResidPost(4), Site::MlpOut(3)]), ("tiny-giver", [Site::ResidPost(1), Site::Z(2)])]
     {
@@ -39,7 +39,7 @@ fn moves_are_what_they_say() {
         let rows = Labelled::new(task.kind, &examples.rows).unwrap();
         let mut all = vec![Vec::new(); 2];
         let chosen = positions(&examples.rows, examples.tokens.len());
-        gather::read_rows(&model, &sites, &examples.tokens, &chosen, &mut all).unwrap();
+        gather::Gather::new(&model, &sites).unwrap().read(&examples.tokens, &chosen, &mut all).unwrap();
         let table = |values: Vec<f32>| Array2::from_shape_vec((160, values.len() / 160), values).unwrap();
         let features: Vec<_> = all.into_iter().map(table).collect();
         let study = Study { name, sites: &sites, features: &features, random: None, rows: &rows };

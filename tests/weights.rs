@@ -7,7 +7,7 @@ mod process;
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::{fixture, max_difference, same_bits, tokens};
 use interp::weights::{Checkpoint, weight_files};
 use interp::{Config, Gpt2};
@@ -19,12 +19,12 @@ fn config(name: &str) -> Config {
 }
 
 fn tensors(name: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture("parity").join(name).join("model.safetensors"), &Device::Cpu).unwrap()
+    candle_core::safetensors::load(fixture("parity").join(name).join("model.safetensors"), &common::device()).unwrap()
 }
 
 fn load(dir: &Path, config: &Config) -> Gpt2 {
     let checkpoint = Checkpoint::open(&weight_files(dir).unwrap(), config).unwrap();
-    checkpoint.load(DType::F32, &Device::Cpu).unwrap().model
+    checkpoint.load(DType::F32, &common::device()).unwrap().model
 }
 
 fn logits(model: &Gpt2) -> Tensor {
@@ -47,9 +47,9 @@ fn prefixes_and_old_buffers_do_not_matter() {
         let dir = tempfile::tempdir().unwrap();
         let mut renamed: HashMap<String, Tensor> =
             plain.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect();
-        let mask = Tensor::ones((1, 1, 16, 16), DType::U8, &Device::Cpu).unwrap();
+        let mask = Tensor::ones((1, 1, 16, 16), DType::U8, &common::device()).unwrap();
         renamed.insert(format!("{prefix}h.0.attn.bias"), mask);
-        renamed.insert(format!("{prefix}h.0.attn.masked_bias"), Tensor::new(-1e4_f32, &Device::Cpu).unwrap());
+        renamed.insert(format!("{prefix}h.0.attn.masked_bias"), Tensor::new(-1e4_f32, &common::device()).unwrap());
         renamed.insert("lm_head.weight".into(), plain["wte.weight"].clone());
         save(dir.path(), "model.safetensors", renamed);
         assert!(same_bits(&wanted, &logits(&load(dir.path(), &config))), "prefix `{prefix}`");

@@ -156,49 +156,81 @@ fn gpu(global: &Global) -> Result<()> {
     }
 }
 
-/// The device's own ceilings, and how near the model comes to them: what, how much, of what.
-fn speeds(device: &Device) -> Result<Vec<(&'static str, f64, &'static str)>> {
-    const SIDE: usize = 8192;
-    const BYTES: usize = 1 << 28;
-    let timed = |f: &dyn Fn() -> Result<()>| -> Result<f64> {
-        f()?; // the first time loads kernels
+/// The device's own ceilings, and how near the model comes to them: what, how much, of what. Sizes are those of a large GPU, less
+/// on a device that would take long for them.
+fn speeds(device: &Device) -> Result<Vec<(String, f64, &'static str)>> {
+    /// Sides of matrices, and bytes of a copy: a GPU needs that much before it shows what it can do.
+    const SIDES: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
+    const BYTES: [usize; 4] = [1 << 22, 1 << 24, 1 << 26, 1 << 28];
+    /// Tokens that are read: rows and how long each is.
+    const TOKENS: [(usize, usize); 5] = [(1, 16), (1, 128), (1, 1024), (4, 1024), (8, 1024)];
+    /// Where something takes so many seconds, nothing larger is tried.
+    const LONG: f64 = 0.02;
+    let once = |f: &dyn Fn() -> Result<()>| -> Result<f64> {
+        let start = Instant::now();
+        f()?;
         device.synchronize()?;
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let start = Instant::now();
-            f()?;
-            device.synchronize()?;
-            best = best.min(start.elapsed().as_secs_f64());
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let timed = |f: &dyn Fn() -> Result<()>| -> Result<f64> {
+        once(f)?; // the first time loads kernels
+        let mut best = once(f)?;
+        for _ in 0..if best < LONG { 4 } else { 0 } {
+            best = best.min(once(f)?);
         }
         Ok(best)
     };
     let mut all = Vec::new();
-    for (what, dtype) in [("product of matrices, f32", DType::F32), ("product of matrices, bf16", DType::BF16)] {
-        let x = Tensor::ones((SIDE, SIDE), dtype, device)?;
-        let seconds = timed(&|| Ok(x.matmul(&x).map(|_| ())?))?;
-        all.push((what, 2.0 * (SIDE as f64).powi(3) / seconds / 1e12, "TFLOP/s"));
+    for (what, dtype) in [("f32", DType::F32), ("bf16", DType::BF16)] {
+        let (side, seconds) = largest(&SIDES, LONG, |side| {
+            let x = Tensor::ones((side, side), dtype, device)?;
+            timed(&|| Ok(x.matmul(&x).map(|_| ())?))
+        })?;
+        let flops = 2.0 * (side as f64).powi(3);
+        all.push((format!("product of matrices of {side}, {what}"), flops / seconds / 1e12, "TFLOP/s"));
     }
-    let (here, there) =
-        (Tensor::zeros(BYTES / 4, DType::F32, &Device::Cpu)?, Tensor::zeros(BYTES / 4, DType::F32, device)?);
-    let gigabytes = |seconds: f64| BYTES as f64 / seconds / 1e9;
-    all.push((
-        "copy on the device",
-        2.0 * gigabytes(timed(&|| Ok(there.copy().map(|_| ())?))?),
-        "GB/s read and written",
-    ));
-    all.push(("copy to the device", gigabytes(timed(&|| Ok(here.to_device(device).map(|_| ())?))?), "GB/s"));
-    all.push(("copy from the device", gigabytes(timed(&|| Ok(there.to_device(&Device::Cpu).map(|_| ())?))?), "GB/s"));
+    for (what, passes, unit) in [("on", 2.0, "GB/s read and written"), ("to", 1.0, "GB/s"), ("from", 1.0, "GB/s")] {
+        let (bytes, seconds) = largest(&BYTES, LONG, |bytes| {
+            let here = Tensor::zeros(bytes / 4, DType::F32, &Device::Cpu)?;
+            let there = here.to_device(device)?;
+            timed(&|| {
+                Ok(match what {
+                    "on" => there.copy(),
+                    "to" => here.to_device(device),
+                    _ => there.to_device(&Device::Cpu),
+                }
+                .map(|_| ())?)
+            })
+        })?;
+        all.push((format!("copy {what} the device"), passes * bytes as f64 / seconds / 1e9, unit));
+    }
     let config = interp::Config::published("gpt2").ok_or_else(|| Error::Bug("gpt2 has no shape".into()))?;
-    let ids = (0..8).map(|row| (0..1024).map(|i| (row * 1024 + i * 7) % config.vocab_size as u32).collect()).collect();
-    let tokens = interp::Tokens::from_ids(ids)?;
-    for (what, dtype) in [("gpt2's shape reads 8 × 1024 tokens, f32", DType::F32), ("the same in bf16", DType::BF16)] {
+    for (what, dtype) in [("f32", DType::F32), ("bf16", DType::BF16)] {
         let draw = interp::initial::draw(&config, 0);
         let model = interp::Gpt2::new(config.clone(), |name| Ok(draw(name)?.to_device(device)?.to_dtype(dtype)?))?;
-        let plan = Plan::new().logits(interp::LogitsAt::None);
-        let seconds = timed(&|| plan.run(&model, &tokens).map(|_| ()))?;
-        all.push((what, tokens.count() as f64 / seconds / 1e3, "thousand tokens per second"));
+        let ((rows, count), seconds) = largest(&TOKENS, LONG, |(rows, count)| {
+            let id = |row: usize, i: usize| (row * count + i * 7) as u32 % config.vocab_size as u32;
+            let ids = (0..rows).map(|row| (0..count).map(|i| id(row, i)).collect()).collect();
+            let (tokens, plan) = (interp::Tokens::from_ids(ids)?, Plan::new().logits(interp::LogitsAt::None));
+            timed(&|| plan.run(&model, &tokens).map(|_| ()))
+        })?;
+        let speed = (rows * count) as f64 / seconds / 1e3;
+        all.push((format!("gpt2's shape reads {rows} × {count}, {what}"), speed, "thousand tokens per second"));
     }
     Ok(all)
+}
+
+/// The largest of some sizes that is tried, from the least on until one takes long, with the seconds that it took.
+fn largest<S: Copy>(sizes: &[S], long: f64, seconds: impl Fn(S) -> Result<f64>) -> Result<(S, f64)> {
+    let mut tried = Err(Error::Bug("no size to try".into()));
+    for size in sizes {
+        let taken = seconds(*size)?;
+        tried = Ok((*size, taken));
+        if taken > long {
+            break;
+        }
+    }
+    tried
 }
 
 /// The widest vector instructions that the kernels will use.

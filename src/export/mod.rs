@@ -24,7 +24,7 @@ use crate::dataset::sequences::{Cut, Sequence, Sequences};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::frame::load_parquet;
-use crate::gather::{check_sites, width};
+use crate::gather::{Gather, check_sites, width};
 use crate::gpt2::Gpt2;
 use crate::process;
 use crate::shard::Layout;
@@ -163,7 +163,8 @@ impl<'a> Export<'a> {
         check_sites(&sites)?;
         let widths = sites.iter().map(|site| width(model.config(), *site)).collect();
         let id = plan.id()?;
-        let reader = Reader { model, sites, sequences };
+        let gather = Gather::new(model, &sites)?;
+        let reader = Reader { model, sites, sequences, gather };
         Ok(Self { reader, tokenizer, dir: dir.to_path_buf(), plan, id, widths, labels, known: BTreeSet::new() })
     }
 

@@ -3,7 +3,7 @@
 use super::rows::Rows;
 use crate::dataset::sequences::{Cut, Sequence, Sequences};
 use crate::error::Result;
-use crate::gather::read_rows;
+use crate::gather::Gather;
 use crate::gpt2::Gpt2;
 use crate::site::Site;
 use crate::tokens::Tokens;
@@ -13,6 +13,7 @@ pub(super) struct Reader<'a> {
     pub(super) model: &'a Gpt2,
     pub(super) sites: Vec<Site>,
     pub(super) sequences: Sequences,
+    pub(super) gather: Gather<'a>,
 }
 
 impl Reader<'_> {
@@ -28,6 +29,6 @@ impl Reader<'_> {
                 rows.token_id.push(ids[pos as usize]);
             }
         }
-        read_rows(self.model, &self.sites, &Tokens::from_ids(ids)?, &chosen, &mut rows.values)
+        self.gather.read(&Tokens::from_ids(ids)?, &chosen, &mut rows.values)
     }
 }

@@ -72,9 +72,13 @@ impl Causal {
 }
 
 /// scale · q·kᵀ per head with −∞ where the mask hides a key: → `[prompt, head, query, key]`.
-pub fn attention_scores(q: &Tensor, k: &Tensor, scale: f64, mask: &Causal) -> Result<Tensor> {
+///
+/// Unless they are `looked_at`, only [`causal_softmax`] may read them: what is hidden may then be anything, and its gradient
+/// must be 0, as that leaves it.
+pub fn attention_scores(q: &Tensor, k: &Tensor, scale: f64, mask: &Causal, looked_at: bool) -> Result<Tensor> {
     let k = k.to_dtype(super::real_dtype(q))?;
-    in_real(q, |q| dense(q)?.apply_op2(&dense(&k)?, Scores { scale, hidden: f64::NEG_INFINITY, mask: mask.clone() }))
+    let hidden = looked_at.then_some(f64::NEG_INFINITY);
+    in_real(q, |q| dense(q)?.apply_op2(&dense(&k)?, Scores { scale, hidden, mask: mask.clone() }))
 }
 
 /// Softmax over the keys that the mask shows; 0 elsewhere, and 0 in a row whose scores are all −∞.
@@ -87,7 +91,7 @@ pub fn causal_softmax(scores: &Tensor, mask: &Causal) -> Result<Tensor> {
 /// `weights` must be 0 where the mask hides a key, as [`causal_softmax`] and [`masked`] leave them.
 pub fn attend(weights: &Tensor, x: &Tensor, mask: &Causal) -> Result<Tensor> {
     let x = x.to_dtype(super::real_dtype(weights))?;
-    in_real(weights, |weights| weights.contiguous()?.apply_op2(&dense(&x)?, Attend { mask: mask.clone() }))
+    in_real(weights, |weights| weights.contiguous()?.apply_op2(&dense(&x)?, Attend { factor: 1.0, mask: mask.clone() }))
 }
 
 /// An attention map with `hidden` wherever the mask hides a key.
@@ -102,7 +106,8 @@ fn dense(x: &Tensor) -> Result<Tensor> {
 
 struct Scores {
     scale: f64,
-    hidden: f64,
+    /// What stands where a key is hidden; without it anything may.
+    hidden: Option<f64>,
     mask: Causal,
 }
 struct Softmax {
@@ -112,9 +117,11 @@ struct SoftmaxGrad {
     mask: Causal,
 }
 struct Attend {
+    factor: f64,
     mask: Causal,
 }
 struct AttendT {
+    factor: f64,
     mask: Causal,
 }
 struct Masked {
@@ -171,7 +178,7 @@ impl CustomOp2 for Scores {
             let (q, k) = (Heads::<T>::new(s1, l1, "attention-scores")?, Heads::<T>::new(s2, l2, "attention-scores")?);
             let fits = (q.prompts, q.heads, q.dim) == (k.prompts, k.heads, k.dim);
             check(fits && k.pos == q.pos + self.mask.offset, l1, l2, "attention-scores")?;
-            let (scale, hidden) = (T::of(self.scale), T::of(self.hidden));
+            let (scale, hidden) = (T::of(self.scale), self.hidden.map(T::of));
             let mut out = vec![T::zero(); q.prompts * q.heads * q.pos * k.pos];
             out.par_chunks_mut((q.pos * k.pos).max(1)).enumerate().for_each(|(i, map)| {
                 let (prompt, head) = (i / q.heads, i % q.heads);
@@ -181,8 +188,10 @@ impl CustomOp2 for Scores {
                     let a = q.matrix(prompt, head, queries.clone());
                     let b = k.matrix(prompt, head, 0..reach).transposed();
                     gemm(map, k.pos, a, b, scale, false, Threads::One);
-                    for (query, row) in queries.zip(map.chunks_mut(k.pos)) {
-                        self.mask.hide(prompt, query, row, hidden);
+                    if let Some(hidden) = hidden {
+                        for (query, row) in queries.zip(map.chunks_mut(k.pos)) {
+                            self.mask.hide(prompt, query, row, hidden);
+                        }
                     }
                 }
             });
@@ -197,10 +206,10 @@ impl CustomOp2 for Scores {
     });
 
     fn bwd(&self, q: &Tensor, k: &Tensor, _scores: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = masked(grad, 0.0, &self.mask)?.affine(self.scale, 0.0)?;
-        let mask = || self.mask.clone();
-        let to_q = if q.track_op() { Some(grad.apply_op2_no_bwd(k, &Attend { mask: mask() })?) } else { None };
-        let to_k = if k.track_op() { Some(grad.apply_op2_no_bwd(q, &AttendT { mask: mask() })?) } else { None };
+        let grad = if self.hidden.is_some() { masked(grad, 0.0, &self.mask)? } else { grad.contiguous()? };
+        let (factor, mask) = (self.scale, || self.mask.clone());
+        let to_q = if q.track_op() { Some(grad.apply_op2_no_bwd(k, &Attend { factor, mask: mask() })?) } else { None };
+        let to_k = if k.track_op() { Some(grad.apply_op2_no_bwd(q, &AttendT { factor, mask: mask() })?) } else { None };
         Ok((to_q, to_k))
     }
 }
@@ -297,7 +306,7 @@ impl CustomOp2 for Attend {
             let (prompts, heads, queries, keys) = l1.shape().dims4()?;
             let x = Heads::<T>::new(s2, l2, "attend")?;
             check((prompts, heads, keys) == (x.prompts, x.heads, x.pos), l1, l2, "attend")?;
-            let width = heads * x.dim;
+            let (width, factor) = (heads * x.dim, T::of(self.factor));
             let mut out = vec![T::zero(); prompts * queries * width];
             blocks(&mut out, queries, width, |prompt, block, out| {
                 let reach = self.mask.reach(block.end - 1, keys);
@@ -305,7 +314,7 @@ impl CustomOp2 for Attend {
                     let start = ((prompt * heads + head) * queries + block.start) * keys;
                     let w = View::new(&weights[start..], (block.len(), reach), (keys, 1));
                     let x = x.matrix(prompt, head, 0..reach);
-                    gemm(&mut out[head * x.cols()..], width, w, x, T::one(), false, Threads::One);
+                    gemm(&mut out[head * x.cols()..], width, w, x, factor, false, Threads::One);
                 }
             });
             Ok((T::to_cpu_storage_owned(out), Shape::from((prompts, queries, heads, x.dim))))
@@ -315,7 +324,7 @@ impl CustomOp2 for Attend {
     on_gpu!(self, weights, x => {
         let ((b, h, _, keys), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
         check((b, h, keys) == (xb, xh, pos), weights.1, x.1, "attend")?;
-        cuda::attend(weights, x)
+        cuda::attend(weights, x, self.factor)
     });
 
     fn bwd(
@@ -327,13 +336,14 @@ impl CustomOp2 for Attend {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = dense(grad)?;
         let to_weights = if weights.track_op() {
-            let op = Scores { scale: 1.0, hidden: 0.0, mask: self.mask.clone() };
+            let op = Scores { scale: self.factor, hidden: Some(0.0), mask: self.mask.clone() };
             Some(grad.apply_op2_no_bwd(x, &op)?)
         } else {
             None
         };
         let to_x = if x.track_op() {
-            Some(weights.apply_op2_no_bwd(&grad, &AttendT { mask: self.mask.clone() })?)
+            let op = AttendT { factor: self.factor, mask: self.mask.clone() };
+            Some(weights.apply_op2_no_bwd(&grad, &op)?)
         } else {
             None
         };
@@ -358,14 +368,14 @@ impl CustomOp2 for AttendT {
         "attend-t"
     }
 
-    /// Σ_query weights[.., query, key] · x[.., query, ..]: the transpose of [`Attend`].
+    /// factor · Σ_query weights[.., query, key] · x[.., query, ..]: the transpose of [`Attend`].
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!(s1, "attend-t", T => {
             let weights = slice::<T>(s1, l1, "attend-t")?;
             let (prompts, heads, queries, keys) = l1.shape().dims4()?;
             let x = Heads::<T>::new(s2, l2, "attend-t")?;
             check((prompts, heads, queries) == (x.prompts, x.heads, x.pos), l1, l2, "attend-t")?;
-            let width = heads * x.dim;
+            let (width, factor) = (heads * x.dim, T::of(self.factor));
             let mut out = vec![T::zero(); prompts * keys * width];
             blocks(&mut out, keys, width, |prompt, block, out| {
                 // Queries before this one see none of the block's keys.
@@ -377,7 +387,7 @@ impl CustomOp2 for AttendT {
                     }
                     let w = View::new(&weights[start..], (queries - first, block.len()), (keys, 1));
                     let x = x.matrix(prompt, head, first..queries);
-                    gemm(&mut out[head * x.cols()..], width, w.transposed(), x, T::one(), false, Threads::One);
+                    gemm(&mut out[head * x.cols()..], width, w.transposed(), x, factor, false, Threads::One);
                 }
             });
             Ok((T::to_cpu_storage_owned(out), Shape::from((prompts, keys, heads, x.dim))))
@@ -387,7 +397,7 @@ impl CustomOp2 for AttendT {
     on_gpu!(self, weights, x => {
         let ((b, h, queries, _), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
         check((b, h, queries) == (xb, xh, pos), weights.1, x.1, "attend-t")?;
-        cuda::attend_t(weights, x)
+        cuda::attend_t(weights, x, self.factor)
     });
 }
 

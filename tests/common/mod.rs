@@ -3,12 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use interp::random::{Rng, normal, stream};
 use interp::sweep::Cell;
 use interp::weights::{Checkpoint, read_small};
 use interp::{Config, Edit, Gpt2, Tokens};
+
+/// What the tests compute on: the CPU, or what `INTERP_TEST_DEVICE` names.
+pub fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || interp::device::open(&std::env::var("INTERP_TEST_DEVICE").unwrap_or("cpu".into())).unwrap();
+    DEVICE.get_or_init(open).clone()
+}
 
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
@@ -18,7 +26,12 @@ pub fn fixture(path: &str) -> PathBuf {
 pub fn load(dir: &Path, dtype: DType) -> Gpt2 {
     let path = dir.join("config.json");
     let config = Config::parse(&read_small(&path, 1 << 20).unwrap(), &path).unwrap();
-    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(dtype, &Device::Cpu).unwrap().model
+    Checkpoint::open(&[dir.join("model.safetensors")], &config).unwrap().load(dtype, &device()).unwrap().model
+}
+
+/// The built-in model.
+pub fn tiny() -> Gpt2 {
+    interp::embedded::checkpoint().unwrap().load(DType::F32, &device()).unwrap().model
 }
 
 /// A small random model of which the fixtures say what other libraries compute.
@@ -84,7 +97,7 @@ pub fn weights(config: &Config, dtype: DType) -> BTreeMap<String, Tensor> {
                 if name.contains("ln_") && name.ends_with("weight") { (1.0, 0.2) } else { (0.0, 0.4) };
             let count: usize = shape.iter().product();
             let values: Vec<f64> = (0..count).map(|_| center + spread * normal(&mut rng)).collect();
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let tensor = Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap();
             (name, tensor)
         })
         .collect()
@@ -125,7 +138,7 @@ pub fn noise(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let mut rng = stream(seed, "noise", 0);
     let count: usize = shape.iter().product();
     let values: Vec<f64> = (0..count).map(|_| normal(&mut rng)).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
 pub fn values(tensor: &Tensor) -> Vec<f64> {

@@ -146,23 +146,24 @@ impl Interp {
         self
     }
 
-    /// Bits are compared with the library's on the CPU, also where there is a GPU.
-    fn on_cpu(&mut self) {
+    /// Bits are compared with the library's on the CPU, also where there is a GPU; `INTERP_TEST_DEVICE` names another device.
+    fn on_device(&mut self) {
         let named = self.command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
         if cfg!(feature = "cuda") && !named && self.command.get_args().len() > 0 {
-            self.command.args(["--device", "cpu"]);
+            let device = std::env::var("INTERP_TEST_DEVICE").unwrap_or("cpu".into());
+            self.command.args(["--device", &device]);
         }
     }
 
     /// Starts it without waiting.
     pub fn spawn(mut self) -> (std::process::Child, tempfile::TempDir) {
-        self.on_cpu();
+        self.on_device();
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         (self.command.spawn().unwrap(), self.dir)
     }
 
     pub fn run(mut self) -> Outcome {
-        self.on_cpu();
+        self.on_device();
         let start = Instant::now();
         self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -5,41 +5,85 @@ use candle_core::{CudaStorage, Layout, Result, Shape};
 
 use super::launch::Argument::{At, Number, Size};
 use super::launch::{self, Argument, Grid, empty, launch, start, words};
+use super::product::{Matrices, multiply};
 use super::{Given, copy};
 use crate::ops::Causal;
 
-/// `[prompt, pos, head, dim]` whose last dimension is contiguous, as `[prompt, head, pos, dim]`.
-fn pack((x, layout): Given<'_>) -> Result<CudaStorage> {
-    let (_, pos, heads, dim) = layout.shape().dims4()?;
-    let [s0, s1, s2, 1] = layout.stride()[..] else {
-        return Err(candle_core::Error::RequiresContiguous { op: "pack" }.bt());
-    };
-    let n = layout.shape().elem_count();
-    let out = empty(x.device(), x.dtype(), n)?;
-    let mut arguments = vec![launch::at(x, layout.start_offset())?, launch::at(&out, 0)?];
-    arguments.extend([pos, heads, dim, s0, s1, s2, n].map(|size| Size(size as u64)));
-    if n > 0 {
-        launch(x.device(), "pack", x.dtype(), Grid::elements(n as u64), &arguments)?;
-    }
-    Ok(out)
+/// Up to so many prompts, every prompt's heads are a product of their own; more of them are packed first, and are one product.
+const FEW: usize = 4;
+
+/// A tensor `[prompt, pos, head, dim]` whose last dimension is contiguous, and whether it was packed, head by head.
+enum Heads<'a> {
+    There(Given<'a>),
+    Packed(CudaStorage, (usize, usize, usize, usize)),
 }
 
-/// `[prompt, head, pos, dim]` as `[prompt, pos, head, dim]`.
-fn unpack(x: &CudaStorage, (prompts, pos, heads, dim): (usize, usize, usize, usize)) -> Result<(CudaStorage, Shape)> {
+impl<'a> Heads<'a> {
+    fn of((x, layout): Given<'a>) -> Result<Self> {
+        let shape @ (prompts, pos, heads, dim) = layout.shape().dims4()?;
+        let [s0, s1, s2, 1] = layout.stride()[..] else {
+            return Err(candle_core::Error::RequiresContiguous { op: "heads" }.bt());
+        };
+        if prompts <= FEW {
+            return Ok(Self::There((x, layout)));
+        }
+        let n = layout.shape().elem_count();
+        let out = empty(x.device(), x.dtype(), n)?;
+        let mut arguments = vec![launch::at(x, layout.start_offset())?, launch::at(&out, 0)?];
+        arguments.extend([pos, heads, dim, s0, s1, s2, n].map(|size| Size(size as u64)));
+        if n > 0 {
+            launch(x.device(), "pack", x.dtype(), Grid::elements(n as u64), &arguments)?;
+        }
+        Ok(Self::Packed(out, shape))
+    }
+
+    /// The heads as matrices, `[pos, dim]`.
+    fn matrices(&self) -> Result<Matrices<'_>> {
+        Ok(match self {
+            Self::There((storage, layout)) => {
+                let ((_, pos, _, dim), stride) = (layout.shape().dims4()?, layout.stride());
+                let (apart, stride) = ((stride[0], stride[2]), (stride[1], 1));
+                Matrices { storage, start: layout.start_offset(), size: (pos, dim), stride, apart }
+            }
+            Self::Packed(storage, (_, pos, heads, dim)) => {
+                let (size, stride) = ((*pos, *dim), (*dim, 1));
+                Matrices { storage, start: 0, size, stride, apart: (heads * pos * dim, pos * dim) }
+            }
+        })
+    }
+}
+
+/// `map · x`, or its transpose `· x`, for a contiguous `[prompt, head, query, key]` and `[prompt, pos, head, dim]`: like x.
+fn products(map: Given<'_>, turned: bool, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
+    let ((prompts, heads, _, _), dim) = (map.1.shape().dims4()?, x.1.shape().dims4()?.3);
+    let (left, x) = (maps(map.0, map.1.start_offset(), map.1)?, Heads::of(x)?);
+    let left = if turned { left.turned() } else { left };
+    let pos = left.size.0;
     let n = prompts * pos * heads * dim;
-    let out = empty(x.device(), x.dtype(), n)?;
-    let mut arguments = vec![launch::at(x, 0)?, launch::at(&out, 0)?];
+    let out = empty(map.0.device(), map.0.dtype(), n)?;
+    // [prompt, pos, head, dim], or where x is packed [prompt, head, pos, dim].
+    let packed = matches!(x, Heads::Packed(..));
+    let (stride, apart) = if packed { ((dim, 1), pos * dim) } else { ((heads * dim, 1), dim) };
+    let to = Matrices { storage: &out, start: 0, size: (pos, dim), stride, apart: (heads * pos * dim, apart) };
+    multiply(to, left, x.matrices()?, (prompts, heads), factor)?;
+    let shape = Shape::from((prompts, pos, heads, dim));
+    if !packed {
+        return Ok((out, shape));
+    }
+    let unpacked = empty(map.0.device(), map.0.dtype(), n)?;
+    let mut arguments = vec![launch::at(&out, 0)?, launch::at(&unpacked, 0)?];
     arguments.extend([pos, heads, dim, n].map(|size| Size(size as u64)));
     if n > 0 {
-        launch(x.device(), "unpack", x.dtype(), Grid::elements(n as u64), &arguments)?;
+        launch(out.device(), "unpack", out.dtype(), Grid::elements(n as u64), &arguments)?;
     }
-    Ok((out, Shape::from((prompts, pos, heads, dim))))
+    Ok((unpacked, shape))
 }
 
-/// A batch of matrices, contiguous or each transposed.
-fn batch(count: usize, rows: usize, columns: usize, turned: bool, offset: usize) -> Layout {
-    let stride = if turned { vec![rows * columns, 1, rows] } else { vec![rows * columns, columns, 1] };
-    Layout::new(Shape::from((count, rows, columns)), stride, offset)
+/// A contiguous `[prompt, head, query, key]` as matrices.
+fn maps<'a>(storage: &'a CudaStorage, start: usize, layout: &Layout) -> Result<Matrices<'a>> {
+    let (_, heads, queries, keys) = layout.shape().dims4()?;
+    let apart = (heads * queries * keys, queries * keys);
+    Ok(Matrices { storage, start, size: (queries, keys), stride: (keys, 1), apart })
 }
 
 /// Where the holes of a mask are on the device; they have to outlive the launch.
@@ -70,21 +114,22 @@ fn hide(
     }
 }
 
-/// scale · q·kᵀ per head with `hidden` where the mask hides a key.
-pub fn scores(q: Given<'_>, k: Given<'_>, (scale, hidden): (f64, f64), mask: &Causal) -> Result<(CudaStorage, Shape)> {
-    let ((prompts, queries, heads, dim), (_, keys, _, _)) = (q.1.shape().dims4()?, k.1.shape().dims4()?);
-    let (left, right) = (pack(q)?, pack(k)?);
-    let count = prompts * heads;
-    let shapes = (batch(count, queries, dim, false, 0), batch(count, dim, keys, true, 0));
-    // Before the product, whose sums might leave the range of f16.
-    let n = (count * queries * dim) as u64;
-    if scale != 1.0 && n > 0 {
-        let arguments = [launch::at(&left, 0)?, Number(scale), Size(n)];
-        launch(left.device(), "scale_by", left.dtype(), Grid::elements(n), &arguments)?;
-    }
-    let out = left.matmul(&right, (count, queries, keys, dim), &shapes.0, &shapes.1)?;
+/// scale · q·kᵀ per head, with `hidden` where the mask hides a key, if it is given.
+pub fn scores(
+    q: Given<'_>,
+    k: Given<'_>,
+    (scale, hidden): (f64, Option<f64>),
+    mask: &Causal,
+) -> Result<(CudaStorage, Shape)> {
+    let ((prompts, queries, heads, _), keys) = (q.1.shape().dims4()?, k.1.shape().dims4()?.1);
     let shape = (prompts, heads, queries, keys);
-    hide(&out, shape, hidden, mask)?;
+    let out = empty(q.0.device(), q.0.dtype(), prompts * heads * queries * keys)?;
+    let (q, k) = (Heads::of(q)?, Heads::of(k)?);
+    let to = maps(&out, 0, &Layout::contiguous(shape))?;
+    multiply(to, q.matrices()?, k.matrices()?.turned(), (prompts, heads), scale)?;
+    if let Some(hidden) = hidden {
+        hide(&out, shape, hidden, mask)?;
+    }
     Ok((out, Shape::from(shape)))
 }
 
@@ -116,24 +161,14 @@ pub fn softmax_grad(p: Given<'_>, grad: Given<'_>, mask: &Causal) -> Result<(Cud
     Ok((out, p.1.shape().clone()))
 }
 
-/// Σₖ weights[.., query, key] · x[.., key, ..].
-pub fn attend(weights: Given<'_>, x: Given<'_>) -> Result<(CudaStorage, Shape)> {
-    let ((prompts, heads, queries, keys), (_, _, _, dim)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
-    let (count, packed) = (prompts * heads, pack(x)?);
-    let left = batch(count, queries, keys, false, weights.1.start_offset());
-    let right = batch(count, keys, dim, false, 0);
-    let out = weights.0.matmul(&packed, (count, queries, dim, keys), &left, &right)?;
-    unpack(&out, (prompts, queries, heads, dim))
+/// factor · Σₖ weights[.., query, key] · x[.., key, ..].
+pub fn attend(weights: Given<'_>, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
+    products(weights, false, x, factor)
 }
 
-/// Σ_query weights[.., query, key] · x[.., query, ..].
-pub fn attend_t(weights: Given<'_>, x: Given<'_>) -> Result<(CudaStorage, Shape)> {
-    let ((prompts, heads, queries, keys), (_, _, _, dim)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
-    let (count, packed) = (prompts * heads, pack(x)?);
-    let left = batch(count, keys, queries, true, weights.1.start_offset());
-    let right = batch(count, queries, dim, false, 0);
-    let out = weights.0.matmul(&packed, (count, keys, dim, queries), &left, &right)?;
-    unpack(&out, (prompts, keys, heads, dim))
+/// factor · Σ_query weights[.., query, key] · x[.., query, ..].
+pub fn attend_t(weights: Given<'_>, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
+    products(weights, true, x, factor)
 }
 
 /// A copy with `hidden` wherever the mask hides a key.

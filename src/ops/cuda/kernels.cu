@@ -171,11 +171,6 @@ __device__ void hide(T *map, u64 heads, u64 queries, u64 keys, u64 offset, const
     }
 }
 
-template <typename T> __device__ void scale_by(T *x, double factor, u64 n) {
-    typedef typename Real<T>::type A;
-    EACH(i, n) store(x + i, load(x[i]) * (A)factor);
-}
-
 // [prompt, pos, head, dim] with any strides to [prompt, head, pos, dim].
 template <typename T>
 __device__ void pack(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 s0, u64 s1, u64 s2, u64 n) {
@@ -378,7 +373,6 @@ template <typename T> __device__ void squares(const T *x, double *parts, u64 n) 
                                         u64 n) {                                                                               \
         hide(map, heads, queries, keys, offset, holes, value, n);                                                              \
     }                                                                                                                          \
-    extern "C" __global__ void scale_by_##S(T *x, double factor, u64 n) { scale_by(x, factor, n); }                            \
     extern "C" __global__ void pack_##S(const T *x, T *out, u64 pos, u64 heads, u64 dim, u64 s0, u64 s1, u64 s2, u64 n) {      \
         pack(x, out, pos, heads, dim, s0, s1, s2, n);                                                                          \
     }                                                                                                                          \

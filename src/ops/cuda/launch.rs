@@ -91,8 +91,8 @@ pub fn launch(device: &CudaDevice, name: &str, dtype: DType, grid: Grid, argumen
     Ok(())
 }
 
-/// Where the element `offset` of a storage is.
-pub fn at(storage: &CudaStorage, offset: usize) -> Result<Argument> {
+/// Where the element `offset` of a storage is, as a number.
+pub fn address(storage: &CudaStorage, offset: usize) -> Result<u64> {
     let stream = storage.device().cuda_stream();
     macro_rules! pointer {
         ($slice:expr, $size:expr) => {
@@ -100,14 +100,19 @@ pub fn at(storage: &CudaStorage, offset: usize) -> Result<Argument> {
         };
     }
     // All work of a device is on one stream, so that the order of calls is the order of work.
-    Ok(Argument::At(match &storage.slice {
+    Ok(match &storage.slice {
         CudaStorageSlice::F32(slice) => pointer!(slice, 4),
         CudaStorageSlice::F64(slice) => pointer!(slice, 8),
         CudaStorageSlice::F16(slice) => pointer!(slice, 2),
         CudaStorageSlice::BF16(slice) => pointer!(slice, 2),
         CudaStorageSlice::U32(slice) => pointer!(slice, 4),
         _ => candle_core::bail!("there are no kernels for {:?}", storage.dtype()),
-    }))
+    })
+}
+
+/// Where the element `offset` of a storage is.
+pub fn at(storage: &CudaStorage, offset: usize) -> Result<Argument> {
+    address(storage, offset).map(Argument::At)
 }
 
 /// Where a contiguous tensor begins.

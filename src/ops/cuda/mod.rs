@@ -1,4 +1,4 @@
-//! The operations on a GPU: what `cuda_fwd` of each does. Matrix products are cuBLAS's, by way of candle; the rest are kernels of
+//! The operations on a GPU: what `cuda_fwd` of each does. Matrix products are cuBLAS's; the rest are kernels of
 //! our own (`kernels.cu`), compiled to PTX when the workbench is built and loaded once per device.
 //!
 //! f16 and bf16 stay what they are in memory; every kernel computes in f32. Products are rounded to 16 bits before a bias is added,
@@ -6,11 +6,13 @@
 
 mod attention;
 mod launch;
+mod product;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 use launch::Argument::{Number, Size, Word};
 use launch::{Argument, Grid, empty, launch, start, words};
+use product::{Matrices, multiply};
 
 use super::linear::{matrix, with_last};
 
@@ -123,16 +125,14 @@ fn product(
     (a, a_at, a_turned): (&CudaStorage, &Layout, bool),
     (b, b_at, b_turned): (&CudaStorage, &Layout, bool),
 ) -> Result<CudaStorage> {
-    let view = |layout: &Layout, turned: bool| {
-        let (rows, width) = matrix(layout);
-        match turned {
-            true => Layout::new(Shape::from((width, rows)), vec![1, width], layout.start_offset()),
-            false => Layout::contiguous_with_offset((rows, width), layout.start_offset()),
-        }
-    };
-    let (left, right) = (view(a_at, a_turned), view(b_at, b_turned));
-    let ((m, k), (_, n)) = (left.shape().dims2()?, right.shape().dims2()?);
-    a.matmul(b, (1, m, n, k), &left, &right)
+    let (left, right) =
+        (Matrices::one(a, a_at.start_offset(), matrix(a_at)), Matrices::one(b, b_at.start_offset(), matrix(b_at)));
+    let left = if a_turned { left.turned() } else { left };
+    let right = if b_turned { right.turned() } else { right };
+    let size = (left.size.0, right.size.1);
+    let out = empty(a.device(), a.dtype(), size.0 * size.1)?;
+    multiply(Matrices::one(&out, 0, size), left, right, (1, 1), 1.0)?;
+    Ok(out)
 }
 
 /// x·W + b.

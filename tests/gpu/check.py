@@ -1,11 +1,11 @@
-"""Runs the CUDA kernels of src/ops/cuda/kernels.cu on the CPU and holds them against PyTorch.
+"""Runs the CUDA kernels of src/ops/cuda/kernels.cu on a GPU in software and holds them against PyTorch.
 
     python -m venv venv && venv/bin/pip install torch==2.15.0 numpy==2.4.6
-    venv/bin/python tests/kernels/check.py
+    venv/bin/python tests/gpu/check.py
 
-A block's threads are threads here (tests/kernels/host), so what is checked is the kernels' arithmetic and their use of shared
-memory and shuffles, not their speed, nor what only a GPU does. References are computed in f64 by PyTorch's own operations and by
-its autograd, from inputs that were rounded to the kernel's type.
+What runs is the PTX that nvcc makes, on tests/gpu/driver.cpp: checked are the kernels' arithmetic, their use of shared memory and
+shuffles, and that they stay within what they are given; not their speed, nor what the translation of PTX to the real machine does.
+References are computed in f64 by PyTorch's own operations and by its autograd, from inputs that were rounded to the kernel's type.
 """
 
 import ctypes
@@ -24,28 +24,44 @@ CHECKED = {}
 
 
 def build():
-    out = pathlib.Path(tempfile.mkdtemp()) / "kernels.so"
-    command = ["g++", "-std=c++20", "-O1", "-x", "c++", "-fPIC", "-shared", "-I", HERE / "host", HERE / "host" / "run.cpp", "-o", out]
-    subprocess.run([*map(str, command), "-pthread"], check=True)
-    return ctypes.CDLL(str(out))
+    out = pathlib.Path(tempfile.mkdtemp())
+    subprocess.run([HERE / "build.sh", out], check=True)
+    kernels, ptx = HERE.parents[1] / "src" / "ops" / "cuda" / "kernels.cu", out / "kernels.ptx"
+    subprocess.run(["nvcc", "--ptx", "-arch=sm_80", "-O3", "-std=c++17", kernels, "-o", ptx], check=True)
+    driver, module = ctypes.CDLL(str(out / "libcuda.so.1")), ctypes.c_void_p()
+    assert driver.cuModuleLoadData(ctypes.byref(module), ptx.read_bytes() + b"\0") == 0
+    return driver, module
 
 
-LIBRARY = build()
+DRIVER, MODULE = build()
+STREAM = ctypes.c_void_p(1)
 
 
 def launch(name, grid, threads, *arguments):
-    """Tensors go by their pointer, numbers by their ctypes type; `grid` is (columns, rows)."""
-    kept = []
+    """Tensors are copied to the device and back, numbers go by their ctypes type; `grid` is (columns, rows)."""
+    kept, copied = [], []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             assert argument.is_contiguous()
-            kept.append(ctypes.c_void_p(argument.data_ptr()))
+            place, size = ctypes.c_uint64(), ctypes.c_size_t(argument.numel() * argument.element_size())
+            known = [place for tensor, place, _ in copied if tensor.data_ptr() == argument.data_ptr()]
+            if not known:
+                assert DRIVER.cuMemAllocAsync(ctypes.byref(place), size, STREAM) == 0
+                assert DRIVER.cuMemcpyHtoDAsync_v2(place, ctypes.c_void_p(argument.data_ptr()), size, STREAM) == 0
+                copied.append((argument, place, size))
+            kept.append(known[0] if known else place)
         elif argument is None:
-            kept.append(ctypes.c_void_p(0))
+            kept.append(ctypes.c_uint64(0))
         else:
             kept.append(argument)
+    function = ctypes.c_void_p()
+    assert DRIVER.cuModuleGetFunction(ctypes.byref(function), MODULE, name.encode()) == 0, f"there is no kernel {name}"
     pointers = (ctypes.c_void_p * len(kept))(*(ctypes.addressof(x) for x in kept))
-    assert LIBRARY.launch(name.encode(), grid[0], grid[1], threads, pointers) == 0, f"there is no kernel {name}"
+    size = (*grid, 1, threads, 1, 1)
+    assert DRIVER.cuLaunchKernel(function, *size, 0, STREAM, pointers, None) == 0, f"{name} cannot be launched"
+    for tensor, place, size in copied:
+        assert DRIVER.cuMemcpyDtoHAsync_v2(ctypes.c_void_p(tensor.data_ptr()), place, size, STREAM) == 0
+        assert DRIVER.cuMemFreeAsync(place, STREAM) == 0
 
 
 def u64(x):
@@ -137,8 +153,6 @@ def check(suffix, dtype, tolerance, generator):
         assert torch.equal(out, scores.masked_fill(~seen, -torch.inf))
         run("hide", 3, 32, out, *sizes, real(0.0), u64(out.numel()))
         assert torch.equal(out, scores.masked_fill(~seen, 0.0))
-        run("scale_by", 1, 64, out, real(0.125), u64(out.numel()))
-        same("scale_by", out, scores.masked_fill(~seen, 0.0).double() * 0.125)
     # A row of which nothing is seen is all 0.
     scores, out = torch.full((1, 1, 1, 8), -torch.inf, dtype=dtype), empty(1, 1, 1, 8)
     run("causal_softmax", 1, 32, scores, out, u64(1), u64(1), u64(8), u64(7), None)

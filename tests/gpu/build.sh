@@ -1,0 +1,11 @@
+#!/bin/sh
+# Builds the GPU in software into a folder, under the names that a binary built with the feature `cuda` asks the loader for:
+#   tests/gpu/build.sh DIR && LD_LIBRARY_PATH=DIR:$CUDA_HOME/lib64 interp doctor --gpu
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"
+g++ -std=c++20 -O3 -march=native -ffp-contract=fast -Wall -Wextra -U_FORTIFY_SOURCE -fPIC -shared -DHERE="\"$here\"" -I "${CUDA_HOME:-/usr/local/cuda}/include" \
+    "$here/driver.cpp" "$here/ptx.cpp" -Wl,-soname,libcuda.so.1 -ldl -o "$1/libcuda.so.1"
+for name in libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13; do
+    echo "" | cc -shared -x c - -Wl,-soname,"$name" -o "$1/$name"
+done
