@@ -95,8 +95,19 @@ fn open_cuda(number: usize) -> Result<Device> {
 pub fn describe(device: &Device) -> Result<Option<Description>> {
     #[cfg(feature = "cuda")]
     if let Ok(cuda) = device.as_cuda_device() {
-        use candle_core::cuda_backend::cudarc::driver::{result, sys::CUdevice_attribute};
+        use candle_core::cuda_backend::cudarc::cublas;
+        use candle_core::cuda_backend::cudarc::driver::result;
+        use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, cuDriverGetVersion};
         let fault = |e: result::DriverError| Error::Unavailable(e.to_string());
+        let (mut driver, mut blas) = (0, 0);
+        // SAFETY: both write a number where they are told, and read nothing else; the handle is that of an open device.
+        #[allow(unsafe_code)]
+        unsafe {
+            cuDriverGetVersion(&raw mut driver).result().map_err(fault)?;
+            let handle = *cuda.cublas_handle().handle();
+            let asked = cublas::sys::cublasGetVersion_v2(handle, &raw mut blas).result();
+            asked.map_err(|e| Error::Unavailable(format!("cuBLAS does not say its version: {e:?}")))?;
+        }
         let context = cuda.cuda_stream().context().clone();
         let of = |attribute| context.attribute(attribute).map_err(fault);
         let (free, memory) = result::mem_get_info().map_err(fault)?;
@@ -109,6 +120,8 @@ pub fn describe(device: &Device) -> Result<Option<Description>> {
             ),
             free: free as u64,
             memory: memory as u64,
+            driver: format!("{}.{}", driver / 1000, driver % 1000 / 10),
+            cublas: format!("{}.{}.{}", blas / 10_000, blas / 100 % 100, blas % 100),
         }));
     }
     let _ = device;
@@ -126,6 +139,10 @@ pub struct Description {
     pub free: u64,
     /// Bytes that it has.
     pub memory: u64,
+    /// The latest version of CUDA that its driver knows.
+    pub driver: String,
+    /// The version of cuBLAS that computes its products.
+    pub cublas: String,
 }
 
 #[cfg(test)]

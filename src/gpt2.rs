@@ -497,16 +497,22 @@ impl Attention {
             None => (k, v),
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let looked_at = hooks.wants(Site::AttnScores(layer));
-        let scores = ops::attention_scores(&q, &k, scale, mask, looked_at)?;
-        let scores = hooks.at(Site::AttnScores(layer), scores)?; // [B, H, P, K]
-        let pattern = ops::causal_softmax(&scores, mask)?; // [B, H, P, K]
-        let id = pattern.id();
-        let mut pattern = hooks.at(Site::Pattern(layer), pattern)?;
-        if pattern.id() != id {
-            pattern = ops::masked(&pattern, 0.0, mask)?; // whatever a hook returns, the future stays closed
-        }
-        let z = hooks.at(Site::Z(layer), ops::attend(&pattern, &v, mask)?)?; // [B, P, H, D]
+        let looked_at = [Site::AttnScores(layer), Site::Pattern(layer)].map(|site| hooks.wants(site));
+        let z = match looked_at {
+            [false, false] => ops::attention(&q, &k, &v, scale, mask)?,
+            [scores, _] => {
+                let scores = ops::attention_scores(&q, &k, scale, mask, scores)?;
+                let scores = hooks.at(Site::AttnScores(layer), scores)?; // [B, H, P, K]
+                let pattern = ops::causal_softmax(&scores, mask)?; // [B, H, P, K]
+                let id = pattern.id();
+                let mut pattern = hooks.at(Site::Pattern(layer), pattern)?;
+                if pattern.id() != id {
+                    pattern = ops::masked(&pattern, 0.0, mask)?; // whatever a hook returns, the future stays closed
+                }
+                ops::attend(&pattern, &v, mask)?
+            }
+        };
+        let z = hooks.at(Site::Z(layer), z)?; // [B, P, H, D]
         let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?, hooks)?; // [B, P, dim]
         if hooks.wants(Site::Result(layer)) {
             let result = self.per_head(&z)?; // [B, P, H, dim]

@@ -8,7 +8,7 @@ mod process;
 
 use std::collections::HashMap;
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use common::{fixture, max_difference, parity_model, three_pairs, values};
 use interp::attribution::{Attributed, By, accumulated, attribute, frame};
 use interp::convention::LayerNormConvention::{FinalScale, Recompute};
@@ -33,7 +33,7 @@ impl Peer {
     fn of(name: &'static str) -> Self {
         Self {
             name,
-            tensors: candle_core::safetensors::load(fixture("attribution.safetensors"), &common::device()).unwrap(),
+            tensors: candle_core::safetensors::load(fixture("attribution.safetensors"), &Device::Cpu).unwrap(),
         }
     }
 

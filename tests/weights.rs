@@ -7,7 +7,7 @@ mod process;
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use common::{fixture, max_difference, same_bits, tokens};
 use interp::weights::{Checkpoint, weight_files};
 use interp::{Config, Gpt2};
@@ -19,7 +19,7 @@ fn config(name: &str) -> Config {
 }
 
 fn tensors(name: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture("parity").join(name).join("model.safetensors"), &common::device()).unwrap()
+    candle_core::safetensors::load(fixture("parity").join(name).join("model.safetensors"), &Device::Cpu).unwrap()
 }
 
 fn load(dir: &Path, config: &Config) -> Gpt2 {

@@ -22,6 +22,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use interp::edges::{self, Steps};
+use interp::gather::Gather;
 use interp::generate::{Options, generate};
 use interp::graph::Graph;
 use interp::metric::Metric;
@@ -34,7 +35,7 @@ use interp::target::Target;
 use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::weights::{Checkpoint, read_small};
-use interp::{Config, Gpt2, LogitsAt, Plan, Site, Tokens};
+use interp::{Config, Gpt2, Plan, Site, Tokens};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -77,11 +78,12 @@ fn run() -> Fallible<()> {
     let device = interp::device::open(device)?;
     let dtype: candle_core::DType = dtype.parse()?;
     let model = Checkpoint::open(&[file], &config)?.load(dtype, &device)?.model;
-    let mut trainer = None;
+    let streams: Vec<Site> = (0..config.n_layer).map(Site::ResidPost).collect();
+    let (mut trainer, mut gather) = (None, Gather::new(&model, &streams)?);
     serve(|task, (length, rows), out| match task {
         "generate" => write(&model, length),
         "step" => step(&model, &mut trainer, (length, rows)),
-        "export" => exported(&model, (length, rows)),
+        "export" => exported(&mut gather, &config, (length, rows)),
         "forward" | "capture" => ours(&model, task, (length, rows), out),
         "atp" | "eap_ig" | "edge" => attributed(&model, task, length),
         sweep => patched(&model, sweep, length),
@@ -89,17 +91,15 @@ fn run() -> Fallible<()> {
 }
 
 /// The residual stream after every layer, as a dataset gets it: in f32 on the host.
-fn exported(model: &Gpt2, (length, rows): (usize, usize)) -> Fallible<f64> {
-    let tokens = Tokens::from_ids(vec![ids(length, model.config().vocab_size); rows])?;
-    let sites = (0..model.config().n_layer).map(Site::ResidPost);
-    let plan = Plan::new().reads(sites).logits(LogitsAt::None);
+fn exported(gather: &mut Gather<'_>, config: &Config, (length, rows): (usize, usize)) -> Fallible<f64> {
+    let tokens = Tokens::from_ids(vec![ids(length, config.vocab_size); rows])?;
+    let chosen = vec![(0..length as u32).collect(); rows];
+    let mut into = vec![Vec::with_capacity(rows * length * config.n_embd); config.n_layer];
     let start = Instant::now();
-    plan.run_each(model, &tokens, &mut |_, value| {
-        interp::frame::with_f32(value, |all| {
-            black_box(all.len());
-        })
-    })?;
-    Ok(start.elapsed().as_secs_f64())
+    gather.read(&tokens, &chosen, &mut into)?;
+    let seconds = start.elapsed().as_secs_f64();
+    black_box(into);
+    Ok(seconds)
 }
 
 fn write(model: &Gpt2, length: usize) -> Fallible<f64> {

@@ -17,6 +17,7 @@ mod doctor;
 mod export;
 mod finetune;
 mod generate;
+mod gpu;
 mod heads;
 mod lens;
 mod models;

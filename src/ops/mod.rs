@@ -26,7 +26,7 @@ use candle_core::{DType, Result, Tensor};
 
 pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
 pub use add::add;
-pub use attention::{Causal, attend, attention_scores, causal_softmax, masked};
+pub use attention::{Causal, attend, attention, attention_scores, causal_softmax, masked};
 pub use embedding::embedding;
 pub use gelu::{Gelu, gelu};
 pub use linear::{linear, linear_t, over_rows, sum_rows};

@@ -21,6 +21,7 @@ HERE = pathlib.Path(__file__).parent
 TYPES = {"f32": (torch.float32, 2e-6), "f64": (torch.float64, 1e-13), "f16": (torch.float16, 6e-4), "bf16": (torch.bfloat16, 5e-3)}
 IGNORE = 0xFFFFFFFF
 CHECKED = {}
+EQUAL = []
 
 
 def build():
@@ -171,6 +172,33 @@ def check(suffix, dtype, tolerance, generator):
     run("unpack", 3, 32, out, back, u64(pos), u64(heads), u64(dim), u64(out.numel()))
     assert torch.equal(back, keys)
 
+    # Attention as a whole, beside its three steps with their roundings.
+    if suffix in ("f16", "bf16"):
+        for prompts, heads, queries, keys, dim, holes in [(2, 2, 70, 70, 64, None), (2, 3, 17, 150, 32, [[3, 90], [0, 0]]), (1, 1, 200, 200, 32, None)]:
+            fused = draw(prompts, keys, 3, heads, dim)
+            q = fused[:, keys - queries :, 0].clone() if queries < keys else fused[:, :, 0]
+            k, v = fused[:, :, 1], fused[:, :, 2]
+            seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).expand(prompts, heads, queries, keys).clone()
+            packed = None
+            if holes:
+                packed = torch.from_numpy(np.array(holes, dtype=np.uint32).view(np.int32))
+                for prompt, (first, end) in enumerate(holes):
+                    seen[prompt, ..., first:end] = False
+            scale = dim**-0.5
+            turn = lambda x: x.double().transpose(1, 2)
+            steps = (scale * (turn(q) @ turn(k).transpose(2, 3))).to(dtype)
+            pattern = steps.double().masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0).to(dtype)
+            wanted = (pattern.double() @ turn(v)).transpose(1, 2)
+            out = empty(prompts, queries, heads, dim)
+            views = [x.reshape(-1) if x.is_contiguous() else fused.reshape(-1)[x.storage_offset() :].clone() for x in (q, k, v)]
+            strides = [u64(stride) for x in (q, k, v) for stride in x.stride()[:3]]
+            sizes = [u64(heads), u64(queries), u64(keys), u64(keys - queries)]
+            run(f"attention_{dim}", (prompts * heads, -(-queries // 64)), 128, *views, out, *sizes, *strides, packed, real(scale))
+            same(f"attention_{dim}", out, wanted, 8)
+            equal = (out == wanted.to(dtype)).double().mean().item()
+            assert equal > 0.9, f"attention_{dim}_{suffix}: {equal:.1%} are as in steps"
+            EQUAL.append((suffix, dim, equal))
+
     x, grad = draw(301, spread=3), draw(301)
     out = empty(301)
     for exact, form in [(0, "tanh"), (1, "none")]:
@@ -251,6 +279,8 @@ def main():
         check(suffix, dtype, tolerance, torch.Generator().manual_seed(0))
     for name, worst in sorted(CHECKED.items()):
         print(f"{name:<44} {100 * worst:5.1f} % of the limit")
+    for suffix, dim, equal in EQUAL:
+        print(f"attention_{dim}_{suffix}: {equal:.2%} of its values are bit for bit what its steps give")
     print(f"{len(CHECKED)} checks agree")
 
 

@@ -303,20 +303,29 @@ void run_grid(Kernel kernel, const char *name, const u32 grid[3], const u32 size
     std::fill(std::begin(block.last), std::end(block.last), nullptr);
     // Threads that wait for nobody need no context of their own.
     Turn alone;
+    block.shared.resize(shared);
+    size_t own = waits ? count : 1;
+    auto turn = [&](size_t i) -> Turn & { return waits ? block.turns[i] : alone; };
+    for (size_t i = 0; i < own; i++) {
+        Thread &t = turn(i).thread;
+        for (int k = 0; k < 3; k++) t.ntid[k] = size[k], t.nctaid[k] = grid[k];
+        t.shared = block.shared.data(), t.machine = &machine;
+    }
     for (u32 z = 0; z < grid[2]; z++)
         for (u32 y = 0; y < grid[1]; y++)
             for (u32 x = 0; x < grid[0]; x++) {
-                block.shared.assign(shared, (char)0xff);
-                for (size_t i = 0; i < count; i++) {
-                    Turn &turn = waits ? block.turns[i] : alone;
-                    turn.waits = RUNS;
-                    Thread &t = turn.thread;
-                    t.tid[0] = i % size[0], t.tid[1] = i / size[0] % size[1], t.tid[2] = i / size[0] / size[1];
-                    for (int k = 0; k < 3; k++) t.ntid[k] = size[k], t.nctaid[k] = grid[k];
-                    t.ctaid[0] = x, t.ctaid[1] = y, t.ctaid[2] = z;
-                    t.lane = i % 32, t.warp = i / 32, t.shared = block.shared.data(), t.machine = &machine;
-                    if (!waits) kernel(&t, parameters);
-                }
+                std::fill(block.shared.begin(), block.shared.end(), (char)0xff);
+                u32 i = 0;
+                for (u32 c = 0; c < size[2]; c++)
+                    for (u32 b = 0; b < size[1]; b++)
+                        for (u32 a = 0; a < size[0]; a++, i++) {
+                            Turn &now = turn(i);
+                            Thread &t = now.thread;
+                            now.waits = RUNS;
+                            t.tid[0] = a, t.tid[1] = b, t.tid[2] = c, t.ctaid[0] = x, t.ctaid[1] = y, t.ctaid[2] = z;
+                            t.lane = i % 32, t.warp = i / 32;
+                            if (!waits) kernel(&t, parameters);
+                        }
                 if (waits) run_block(count);
             }
 }
@@ -614,6 +623,7 @@ CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { OK; }
 struct Blas { Stream *stream = nullptr; };
 int cublasCreate_v2(Blas **handle) { *handle = new Blas; return 0; }
 int cublasDestroy_v2(Blas *handle) { delete handle; return 0; }
+int cublasGetVersion_v2(Blas *, int *version) { *version = 130000; return 0; }
 int cublasSetStream_v2(Blas *handle, CUstream stream) {
     LOCKED;
     handle->stream = stream_of(stream);
@@ -670,14 +680,16 @@ int cublasGemmStridedBatchedEx(Blas *handle, int ta, int tb, int m, int n, int k
     LOCKED;
     if (b_type != type || c_type != type) fail("a product of two types");
     if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7; // CUBLAS_STATUS_INVALID_VALUE
-    // The factors are of the type that is computed in: 16 bits for CUBLAS_COMPUTE_16F (64, 65), else f32.
-    int of = compute == 64 || compute == 65 ? 2 : 0;
+    // The factors are of the type that is computed in: 16 bits for CUBLAS_COMPUTE_16F (64, 65), f64 for _64F (70, 71), else f32.
+    int of = compute == 64 || compute == 65 ? 2 : compute == 70 || compute == 71 ? 1 : 0;
+    if ((of == 1) != (type == 1)) return 15; // CUBLAS_STATUS_NOT_SUPPORTED
     double x = value_at((u64)alpha, 0, of), y = value_at((u64)beta, 0, of);
     log("product %d %d %d of %d, type %d\n", m, n, k, count, type);
     handle->stream->add([=] {
         for (int i = 0; i < count; i++) {
-            u64 size = type_size(type);
-            multiply<float>(ta, tb, m, n, k, x, a + i * sa * size, lda, b + i * sb * size, ldb, y, c + i * sc * size, ldc, type);
+            u64 size = type_size(type), to = c + i * sc * size, left = a + i * sa * size, right = b + i * sb * size;
+            if (type == 1) multiply<double>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type);
+            else multiply<float>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type);
         }
     });
     return 0;

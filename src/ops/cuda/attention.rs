@@ -1,7 +1,7 @@
 //! Causal attention: products of all heads at once, and the mask.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, Layout, Result, Shape};
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor};
 
 use super::launch::Argument::{At, Number, Size};
 use super::launch::{self, Argument, Grid, empty, launch, start, words};
@@ -176,4 +176,42 @@ pub fn masked(map: Given<'_>, hidden: f64, mask: &Causal) -> Result<(CudaStorage
     let out = copy(map)?;
     hide(&out, map.1.shape().dims4()?, hidden, mask)?;
     Ok((out, map.1.shape().clone()))
+}
+
+/// Whether there is a kernel for attention as a whole on such tensors: 16 bits, heads of 32 or 64, and every row of a head where 16
+/// bytes are read at once. With few queries the steps are as fast.
+pub fn fits_whole(q: &Tensor, others: [&Tensor; 2]) -> bool {
+    /// Of the 64 of a block.
+    const LEAST: usize = 16;
+    let Ok((_, queries, _, dim)) = q.dims4() else { return false };
+    let aligned = |x: &Tensor| {
+        let (_, layout) = x.storage_and_layout();
+        let stride = layout.stride();
+        stride.last() == Some(&1) && layout.start_offset() % 8 == 0 && stride[..3].iter().all(|stride| stride % 8 == 0)
+    };
+    let [k, v] = others;
+    let half = matches!(q.dtype(), DType::F16 | DType::BF16) && [k, v].iter().all(|x| x.dtype() == q.dtype());
+    half && (dim == 32 || dim == 64) && queries >= LEAST && [q, k, v].into_iter().all(aligned)
+}
+
+/// All three steps at once, rounded as they are, for tensors that [`fits_whole`].
+pub fn whole(q: Given<'_>, k: Given<'_>, v: Given<'_>, scale: f64, mask: &Causal) -> Result<(CudaStorage, Shape)> {
+    /// Queries of a block.
+    const QUERIES: usize = 64;
+    let ((prompts, queries, heads, dim), (_, keys, _, _)) = (q.1.shape().dims4()?, k.1.shape().dims4()?);
+    let out = empty(q.0.device(), q.0.dtype(), prompts * queries * heads * dim)?;
+    let holes = holes(mask, q.0)?;
+    let mut arguments =
+        [q, k, v].iter().map(|(x, layout)| launch::at(x, layout.start_offset())).collect::<Result<Vec<_>>>()?;
+    arguments.push(launch::at(&out, 0)?);
+    arguments.extend([heads, queries, keys, mask.offset()].map(|size| Size(size as u64)));
+    for (_, layout) in [q, k, v] {
+        arguments.extend(layout.stride()[..3].iter().map(|stride| Size(*stride as u64)));
+    }
+    arguments.extend([place(holes.as_ref())?, Number(scale)]);
+    if prompts > 0 {
+        let grid = Grid::blocks(prompts * heads, queries.div_ceil(QUERIES), 128)?;
+        launch(q.0.device(), &format!("attention_{dim}"), q.0.dtype(), grid, &arguments)?;
+    }
+    Ok((out, q.1.shape().clone()))
 }

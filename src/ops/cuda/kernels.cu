@@ -348,6 +348,144 @@ template <typename T> __device__ void squares(const T *x, double *parts, u64 n) 
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
+// Attention as a whole, for 16 bits: what the product of q and k, the softmax and the product with v do one after the other, with the
+// same roundings, but no map in memory. Sums go first over all keys, then what they weigh is added up.
+
+// a b + c of 16 x 16, 16 x 8: the tensor cores' fragments, as PTX's mma.m16n8k16 lays them out.
+__device__ inline void multiply_add(float c[4], const u32 a[4], const u32 b[2], __half) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ inline void multiply_add(float c[4], const u32 a[4], const u32 b[2], __nv_bfloat16) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <typename T> __device__ u32 two(float first, float second) {
+    T pair[2];
+    store(pair, first);
+    store(pair + 1, second);
+    return *(unsigned short *)pair | (u32) * (unsigned short *)(pair + 1) << 16;
+}
+
+// Queries of a block: 16 for each of its four warps; keys that it looks at together.
+#define QUERIES 64
+#define KEYS 64
+
+// Strides of [prompt, pos, head, dim], whose last is 1.
+struct Strides { u64 prompt, pos, head; };
+
+// Rows of keys or values into shared memory, 16 bytes at a time; zeros behind the last.
+template <typename T, int D> __device__ void fetch(T (*tile)[D + 8], const T *x, u64 stride, u64 first, u64 keys) {
+    for (u32 i = threadIdx.x; i < KEYS * D / 8; i += blockDim.x) {
+        u32 row = i / (D / 8), column = i % (D / 8) * 8;
+        uint4 part = {0, 0, 0, 0};
+        if (first + row < keys) part = *(const uint4 *)(x + (first + row) * stride + column);
+        *(uint4 *)&tile[row][column] = part;
+    }
+}
+
+// scale q k for 16 queries and all keys of a tile, rounded as they would be in memory; -infinity where they are hidden.
+template <typename T, int D>
+__device__ void scores_of(float s[KEYS / 8][4], const u32 q[D / 16][4], T (*tile)[D + 8], float scale, u64 query, u64 first, u64 keys,
+                          u64 offset, const u32 *holes, u64 prompt) {
+    u32 lane = threadIdx.x % 32;
+    for (int n = 0; n < KEYS / 8; n++) {
+        float sum[4] = {0, 0, 0, 0};
+        for (int k = 0; k < D / 16; k++) {
+            const T *at = &tile[n * 8 + lane / 4][k * 16 + lane % 4 * 2];
+            u32 b[2] = {*(const u32 *)at, *(const u32 *)(at + 8)};
+            multiply_add(sum, q[k], b, T());
+        }
+        for (int i = 0; i < 4; i++) {
+            T rounded;
+            store(&rounded, sum[i] * scale);
+            u64 key = first + n * 8 + lane % 4 * 2 + i % 2;
+            bool seen = key < reach_of(query + i / 2 * 8, keys, offset) && !in_hole(holes, prompt, key);
+            s[n][i] = seen ? load(rounded) : -INFINITY;
+        }
+    }
+}
+
+// A block per head and 64 queries.
+template <typename T, int D>
+__device__ void attention(const T *q, const T *k, const T *v, T *out, u64 heads, u64 queries, u64 keys, u64 offset, Strides at_q,
+                          Strides at_k, Strides at_v, const u32 *holes, double scale) {
+    // Rows are 16 bytes longer than what they hold, so that lanes that read a column meet other banks.
+    __shared__ __align__(16) T tile_k[KEYS][D + 8];
+    __shared__ __align__(16) T tile_v[KEYS][D + 8];
+    u64 prompt = blockIdx.x / heads, head = blockIdx.x % heads;
+    // Blocks with many keys begin first.
+    u64 begin = (u64)(gridDim.y - 1 - blockIdx.y) * QUERIES, lane = threadIdx.x % 32, query = begin + threadIdx.x / 32 * 16 + lane / 4;
+    q += prompt * at_q.prompt + head * at_q.head;
+    k += prompt * at_k.prompt + head * at_k.head;
+    v += prompt * at_v.prompt + head * at_v.head;
+    u32 own[D / 16][4];
+    for (int i = 0; i < D / 16; i++)
+        for (int j = 0; j < 4; j++) {
+            u64 row = query + j % 2 * 8, column = i * 16 + lane % 4 * 2 + j / 2 * 8;
+            own[i][j] = row < queries ? *(const u32 *)(q + row * at_q.pos + column) : 0;
+        }
+    u64 last = begin + QUERIES - 1 < queries ? begin + QUERIES - 1 : queries - 1, end = reach_of(last, keys, offset);
+
+    // The largest score of each of two rows, and the sum of the powers: of a lane's own keys, then of all.
+    float max[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, s[KEYS / 8][4];
+    for (u64 first = 0; first < end; first += KEYS) {
+        __syncthreads();
+        fetch<T, D>(tile_k, k, at_k.pos, first, keys);
+        __syncthreads();
+        scores_of<T, D>(s, own, tile_k, (float)scale, query, first, keys, offset, holes, prompt);
+        for (int row = 0; row < 2; row++) {
+            float now = max[row];
+            for (int n = 0; n < KEYS / 8; n++) now = Max::of(s[n][2 * row + 1], Max::of(s[n][2 * row], now));
+            if (now == -INFINITY) continue;
+            total[row] *= power_of_e(max[row] - now);
+            for (int n = 0; n < KEYS / 8; n++) total[row] += power_of_e(s[n][2 * row] - now) + power_of_e(s[n][2 * row + 1] - now);
+            max[row] = now;
+        }
+    }
+    for (int row = 0; row < 2; row++)
+        for (int step = 1; step < 4; step *= 2) {
+            float other = __shfl_xor_sync(0xffffffffu, max[row], step), more = __shfl_xor_sync(0xffffffffu, total[row], step);
+            float now = Max::of(max[row], other);
+            if (now != -INFINITY) total[row] = total[row] * power_of_e(max[row] - now) + more * power_of_e(other - now);
+            max[row] = now;
+        }
+
+    float z[D / 8][4] = {};
+    for (u64 first = 0; first < end; first += KEYS) {
+        __syncthreads();
+        fetch<T, D>(tile_k, k, at_k.pos, first, keys);
+        fetch<T, D>(tile_v, v, at_v.pos, first, keys);
+        __syncthreads();
+        scores_of<T, D>(s, own, tile_k, (float)scale, query, first, keys, offset, holes, prompt);
+        for (int n = 0; n < KEYS / 8; n++)
+            for (int i = 0; i < 4; i++) s[n][i] = max[i / 2] == -INFINITY ? 0 : power_of_e(s[n][i] - max[i / 2]) / total[i / 2];
+        for (int j = 0; j < KEYS / 16; j++) {
+            // What was a sum of 16 x 8 is as a factor half of 16 x 16.
+            u32 a[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                        two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            for (int n = 0; n < D / 16; n++) {
+                u32 b[4], at = (u32)__cvta_generic_to_shared(&tile_v[j * 16 + lane % 16][n * 16 + lane / 16 * 8]);
+                asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                             : "r"(at)
+                             : "memory");
+                multiply_add(z[2 * n], a, b, T());
+                multiply_add(z[2 * n + 1], a, b + 2, T());
+            }
+        }
+    }
+    for (int row = 0; row < 2; row++)
+        if (query + row * 8 < queries)
+            for (int n = 0; n < D / 8; n++) {
+                u64 to = ((prompt * queries + query + row * 8) * heads + head) * D + n * 8 + lane % 4 * 2;
+                *(u32 *)(out + to) = two<T>(z[n][2 * row], z[n][2 * row + 1]);
+            }
+}
+
 #define KERNELS(T, S)                                                                                                          \
     extern "C" __global__ void norm_scale_##S(const T *x, T *out, u64 d, double eps) { norm_scale(x, out, d, eps); }           \
     extern "C" __global__ void normalize_##S(const T *x, const T *s, T *out, u64 d) { normalize(x, s, out, d); }               \
@@ -418,3 +556,16 @@ KERNELS(float, f32)
 KERNELS(double, f64)
 KERNELS(__half, f16)
 KERNELS(__nv_bfloat16, bf16)
+
+#define ATTENTION(T, S, D)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(128) attention_##D##_##S(                                                     \
+        const T *q, const T *k, const T *v, T *out, u64 heads, u64 queries, u64 keys, u64 offset, u64 q0, u64 q1, u64 q2, u64 k0, \
+        u64 k1, u64 k2, u64 v0, u64 v1, u64 v2, const u32 *holes, double scale) {                                              \
+        Strides at_q = {q0, q1, q2}, at_k = {k0, k1, k2}, at_v = {v0, v1, v2};                                                 \
+        attention<T, D>(q, k, v, out, heads, queries, keys, offset, at_q, at_k, at_v, holes, scale);                           \
+    }
+
+ATTENTION(__half, f16, 32)
+ATTENTION(__half, f16, 64)
+ATTENTION(__nv_bfloat16, bf16, 32)
+ATTENTION(__nv_bfloat16, bf16, 64)

@@ -16,7 +16,7 @@ use product::{Matrices, multiply};
 
 use super::linear::{matrix, with_last};
 
-pub use attention::{attend, attend_t, masked, scores, softmax, softmax_grad};
+pub use attention::{attend, attend_t, fits_whole, masked, scores, softmax, softmax_grad, whole};
 
 /// A tensor as an operation gets it.
 pub type Given<'a> = (&'a CudaStorage, &'a Layout);
