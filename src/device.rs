@@ -128,6 +128,15 @@ pub fn describe(device: &Device) -> Result<Option<Description>> {
     Ok(None)
 }
 
+/// Bytes that are free on the GPU that this thread computes on, and that it has.
+pub(crate) fn memory_left() -> Option<(u64, u64)> {
+    #[cfg(feature = "cuda")]
+    if let Ok((free, all)) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info() {
+        return Some((free as u64, all as u64));
+    }
+    None
+}
+
 /// A GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {

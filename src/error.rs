@@ -146,13 +146,15 @@ pub enum Kind {
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         let what = error.to_string();
-        match what.contains("OUT_OF_MEMORY") || what.contains("out of memory") {
-            true => Error::TryAgain(format!(
-                "the GPU has no memory left for this ({}); give fewer or shorter prompts at once, --dtype bf16 or --device cpu",
-                shorten(&what)
-            )),
-            false => Error::Tensor(error),
+        if !what.contains("OUT_OF_MEMORY") && !what.contains("out of memory") {
+            return Error::Tensor(error);
         }
+        let left = crate::device::memory_left().map_or(String::new(), |(free, all)| {
+            format!(": {} of {} are free", crate::memory::human(free), crate::memory::human(all))
+        });
+        Error::TryAgain(format!(
+            "the GPU has no memory left for this{left}; give fewer or shorter prompts at once, --dtype bf16 or --device cpu"
+        ))
     }
 }
 

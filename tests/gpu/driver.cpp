@@ -7,7 +7,8 @@
 //   - New memory is filled with bytes that make NaNs, memory is gone when its free is reached, and every access to global memory
 //     is looked up: one outside of what is allocated, or not aligned, ends the process with the kernel's name.
 //   - A barrier or a shuffle that not all threads reach ends the process.
-// GPU_MEMORY is how many bytes there are (2 GiB); GPU_LOG names a file that gets what was launched and copied, in order.
+// GPU_MEMORY is how many bytes there are (2 GiB); GPU_LOG names a file that gets what was launched and copied, in order; with
+// GPU_NONE=1 there is a driver and no GPU.
 #include <cuda.h>
 
 #include <dlfcn.h>
@@ -151,7 +152,7 @@ void wait_for(Thread *, Wait wait) {
 }
 
 char *reach(Thread *t, u64 at, u32 size, bool writes) {
-    if (at % size) stop(t, "an address is not aligned");
+    if (at & (size - 1)) stop(t, "an address is not aligned");
     for (auto *known : block.last)
         if (known && at >= known->first && at + size <= known->first + known->second) return (char *)at;
     auto *found = holder(allocated, at, size);
@@ -384,7 +385,7 @@ Kernel compile(const std::string &source) {
 
 extern "C" {
 
-CUresult cuInit(unsigned) { OK; }
+CUresult cuInit(unsigned) { return getenv("GPU_NONE") && *getenv("GPU_NONE") == '1' ? CUDA_ERROR_NO_DEVICE : CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int *version) { *version = 13000; OK; }
 CUresult cuDeviceGetCount(int *count) { *count = 1; OK; }
 CUresult cuDeviceGet(CUdevice *device, int number) {

@@ -85,7 +85,7 @@ pub fn launch(device: &CudaDevice, name: &str, dtype: DType, grid: Grid, argumen
     let Grid { columns, rows, threads } = grid;
     let config = LaunchConfig { grid_dim: (columns, rows, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
     // SAFETY: every call in this module passes what the kernel of that name declares, for buffers of the sizes that it is told;
-    // tests/kernels/check.py runs the kernels themselves.
+    // tests/gpu/check.py runs the kernels themselves.
     #[allow(unsafe_code)]
     unsafe { builder.launch(config) }.w()?;
     Ok(())
