@@ -14,6 +14,7 @@ fn main() {
     for name in ["CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    println!("cargo::rustc-env=CUDA_MAJOR={}", major());
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.ptx");
     // PTX of the oldest architecture that is supported: the driver translates it for whatever GPU there is.
     let mut command = Command::new(nvcc());
@@ -25,6 +26,14 @@ fn main() {
             panic!("cannot run nvcc ({e}): the feature `cuda` needs a CUDA toolkit, 12 or 13, on PATH or in CUDA_HOME")
         }
     }
+}
+
+/// The version of CUDA, whose libraries have it in their names.
+fn major() -> String {
+    let said = Command::new(nvcc()).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let release = said.split("release ").nth(1).and_then(|rest| rest.split('.').next());
+    release.expect("`nvcc --version` names a release: the feature `cuda` needs a CUDA toolkit, 12 or 13").to_string()
 }
 
 fn nvcc() -> PathBuf {

@@ -22,11 +22,11 @@ pub fn open(name: &str) -> Result<Device> {
 
 /// The first GPU if it can be used, with what it is; else the CPU, with why no GPU is used.
 pub fn find() -> (Device, String) {
-    let gpu = open_cuda(0).and_then(|device| Ok((describe(&device)?, device)));
-    match gpu {
-        Ok((description, device)) => (device, description.map(|gpu| gpu.name).unwrap_or_default()),
-        Err(e) => (Device::Cpu, e.to_string()),
-    }
+    let gpu = cuda(0).and_then(|device| {
+        let name = describe(&device).map_err(|e| e.to_string())?.map(|gpu| gpu.name);
+        Ok((device, name.unwrap_or_default()))
+    });
+    gpu.unwrap_or_else(|why| (Device::Cpu, why))
 }
 
 /// A device by the name that [`open`] takes.
@@ -51,27 +51,41 @@ pub fn allow_tf32(device: &Device) -> Result<()> {
     Ok(())
 }
 
-#[cfg(not(feature = "cuda"))]
-fn open_cuda(_: usize) -> Result<Device> {
-    Err(Error::Unavailable(
-        "this build has no CUDA; use --device cpu, or build with --features cuda where nvcc is installed".into(),
-    ))
+fn open_cuda(number: usize) -> Result<Device> {
+    cuda(number).map_err(|why| {
+        Error::Unavailable(match cfg!(feature = "cuda") {
+            true => format!("there is no GPU cuda:{number} to compute on ({why}); use --device cpu"),
+            false => format!("{why}; use --device cpu, or build with --features cuda where nvcc is installed"),
+        })
+    })
 }
 
+/// A GPU by its number, or why it cannot be used.
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> std::result::Result<Device, String> {
+    Err("this build has no CUDA".into())
+}
+
+/// A GPU by its number, or why it cannot be used.
 #[cfg(feature = "cuda")]
-fn open_cuda(number: usize) -> Result<Device> {
+fn cuda(number: usize) -> std::result::Result<Device, String> {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
-    let gone = |e: String| {
-        Error::Unavailable(format!("there is no GPU cuda:{number} to compute on ({}); use --device cpu", shorten(&e)))
-    };
+    /// The least compute capability that is supported, before the point.
+    const LEAST: i32 = 8;
+    // What comes behind the first line is where in candle.
+    let said = |e: &dyn std::fmt::Display| shorten(e.to_string().lines().next().unwrap_or_default());
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    if let Some(why) = crate::driver::missing() {
+        return Err(why);
+    }
     // A stream of its own, the same for all threads: candle's usual one is another for every thread of the host.
-    let device = Device::new_cuda_with_stream(number).map_err(|e| gone(e.to_string()))?;
-    let cuda = device.as_cuda_device().map_err(|e| gone(e.to_string()))?;
+    let device = Device::new_cuda_with_stream(number).map_err(|e| said(&e))?;
+    let cuda = device.as_cuda_device().map_err(|e| said(&e))?;
     let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-    let major = cuda.cuda_stream().context().attribute(major).map_err(|e| gone(e.to_string()))?;
-    if major < 8 {
-        return Err(gone(format!("its compute capability is {major}, of those that are supported the least is 8")));
+    let major = cuda.cuda_stream().context().attribute(major).map_err(|e| said(&e))?;
+    if major < LEAST {
+        return Err(format!("its compute capability is {major}, and the least that is supported is {LEAST}"));
     }
     // SAFETY: all work of the device is on its one stream, in the order of calls, so that nothing has to be recorded for
     // others to wait for; and an attribute of a pool is set by a pointer to a number that outlives the call.
@@ -81,9 +95,9 @@ fn open_cuda(number: usize) -> Result<Device> {
         // Memory that is freed stays with the process: asking for it again costs more than any kernel here.
         let mut keep = u64::MAX;
         let context = cuda.cuda_stream().context().cu_device();
-        let pool = result::device::get_default_mem_pool(context).map_err(|e| gone(e.to_string()))?;
+        let pool = result::device::get_default_mem_pool(context).map_err(|e| said(&e))?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast()).map_err(|e| gone(e.to_string()))?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast()).map_err(|e| said(&e))?;
     }
     Ok(device)
 }

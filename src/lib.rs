@@ -64,6 +64,8 @@ pub mod detector;
 pub mod device;
 pub mod direction;
 pub mod disk;
+#[cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
+mod driver;
 pub mod dropout;
 pub mod edges;
 pub mod edit;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor: a module may use its own floor and those below.
 const FLOORS: [&[&str]; 5] = [
-    &["error", "device", "site", "reads", "hooks", "disk", "memory", "process", "random"],
+    &["error", "device", "driver", "site", "reads", "hooks", "disk", "memory", "process", "random"],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit",

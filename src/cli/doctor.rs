@@ -78,12 +78,13 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 
 /// What can be computed on.
 fn devices() -> Vec<String> {
-    let mut all = vec!["cpu".to_string()];
-    all.extend(interp::device::open("cuda").and_then(|device| described(&device)).ok());
-    if all.len() == 1 {
-        all[0] += if cfg!(feature = "cuda") { " (no GPU answers)" } else { " (this build has no CUDA)" };
+    match interp::device::find() {
+        (device, _) if device.is_cuda() => {
+            let gpu = described(&device).unwrap_or_else(|e| e.to_string());
+            vec!["cpu".into(), gpu]
+        }
+        (_, why) => vec![format!("cpu ({why})")],
     }
-    all
 }
 
 /// A GPU in a line.
