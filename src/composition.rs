@@ -145,7 +145,7 @@ impl Factor {
 
     /// ‖L·R‖ of every matrix here with every matrix there, `[matrix, other]`.
     fn norms_with(&self, readers: &Self) -> Result<Vec<f64>> {
-        let products: Vec<f32> = ops::linear_t(&self.rows, &readers.rows, None)?.flatten_all()?.to_vec1()?;
+        let products: Vec<f32> = ops::linear_t(&self.rows, &readers.rows)?.flatten_all()?.to_vec1()?;
         let (others, width) = (readers.norms.len(), self.width);
         let norms = products.par_chunks(width * others * width).flat_map_iter(|block| {
             let mut squares = vec![0.0_f64; others];

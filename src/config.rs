@@ -147,14 +147,23 @@ impl Config {
     /// Bytes that a step of fine-tuning all parameters takes at most, in f32 on one row of a full context: weights, two batches of
     /// gradients, AdamW's two moments, and what the backward pass remembers.
     pub fn tune_memory(&self) -> u64 {
-        20 * self.parameters() + self.gradient_memory(1, self.n_positions)
+        20 * self.parameters() + self.training_memory(1, self.n_positions)
     }
 
     /// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each layer 18
     /// times its width and two attention maps per token, and the logits.
     pub(crate) fn gradient_memory(&self, rows: usize, length: usize) -> u64 {
+        self.backward_memory(rows, length, rows * length)
+    }
+
+    /// As [`Config::gradient_memory`], where the logits of all rows do not exist at once.
+    pub(crate) fn training_memory(&self, rows: usize, length: usize) -> u64 {
+        self.backward_memory(rows, length, crate::ops::ROWS_AT_ONCE.min(rows * length))
+    }
+
+    fn backward_memory(&self, rows: usize, length: usize, logits: usize) -> u64 {
         let per_layer = 18 * self.n_embd + 2 * self.n_head * length;
-        (2 * 4 * rows * length * (self.n_layer * per_layer + self.vocab_size)) as u64
+        (2 * 4 * (rows * length * self.n_layer * per_layer + logits * self.vocab_size)) as u64
     }
 
     /// Number of parameters.

@@ -1,9 +1,9 @@
-//! Dropout, as hooks: where GPT-2 drops while it learns.
+//! Dropout: where GPT-2 drops values while it learns.
 
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::hooks::Hooks;
+use crate::gpt2::Masks;
 use crate::random::{Rng, Stream};
 use crate::site::Site;
 
@@ -21,22 +21,18 @@ impl Dropout {
     }
 }
 
-impl Hooks for Dropout {
-    fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
-        if !self.wants(site) {
-            return Ok(value);
-        }
+impl Masks for Dropout {
+    fn multiply(&self, site: Site) -> bool {
+        self.share > 0.0 && matches!(site, Site::ResidPre(0) | Site::Pattern(_) | Site::AttnOut(_) | Site::MlpOut(_))
+    }
+
+    fn mask(&mut self, value: &Tensor) -> Result<Tensor> {
         // 32 random bits per value are enough to tell shares apart by 2⁻³².
         let limit = (self.share * f64::from(u32::MAX)) as u32;
         let kept = (1.0 / (1.0 - self.share)) as f32;
         let mask: Vec<f32> =
             (0..value.elem_count()).map(|_| if self.rng.random::<u32>() < limit { 0.0 } else { kept }).collect();
-        let mask = Tensor::from_vec(mask, value.shape(), value.device())?.to_dtype(value.dtype())?;
-        Ok((value * mask)?)
-    }
-
-    fn wants(&self, site: Site) -> bool {
-        self.share > 0.0 && matches!(site, Site::ResidPre(0) | Site::Pattern(_) | Site::AttnOut(_) | Site::MlpOut(_))
+        Ok(Tensor::from_vec(mask, value.shape(), value.device())?.to_dtype(value.dtype())?)
     }
 }
 
@@ -50,12 +46,12 @@ mod tests {
     fn a_share_is_dropped_and_the_mean_stays() {
         let ones = Tensor::ones((100, 1000), DType::F32, &Device::Cpu).unwrap();
         let mut dropout = Dropout::new(0.3, stream(1, "test", 0));
-        let dropped =
-            dropout.at(Site::MlpOut(3), ones.clone()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let dropped = dropout.mask(&ones).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let zeros = dropped.iter().filter(|x| **x == 0.0).count() as f64 / 1e5;
         let mean = dropped.iter().map(|&x| f64::from(x)).sum::<f64>() / 1e5;
         assert!((zeros - 0.3).abs() < 0.01 && (mean - 1.0).abs() < 0.02, "{zeros} {mean}");
-        assert!(!dropout.wants(Site::ResidPre(1)) && !dropout.wants(Site::Q(0)));
-        assert!(!Dropout::new(0.0, stream(1, "test", 0)).wants(Site::Pattern(0)));
+        assert!(dropout.multiply(Site::ResidPre(0)) && dropout.multiply(Site::MlpOut(3)));
+        assert!(!dropout.multiply(Site::ResidPre(1)) && !dropout.multiply(Site::Q(0)));
+        assert!(!Dropout::new(0.0, stream(1, "test", 0)).multiply(Site::Pattern(0)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use polars::prelude::*;
 
 use crate::edit::Edit;
@@ -252,8 +252,11 @@ impl Writer<'_> {
 
     fn logits(&mut self, trace: &Trace, tokens: &Tokens) -> Result<Vec<Tensor>> {
         *self.applied = Applied::larger(std::mem::take(self.applied), trace.edits());
-        let logits = trace.logits()?;
+        let mut logits = trace.logits()?.clone();
         let everywhere = logits.dim(1)? > 1;
+        if !everywhere {
+            logits = logits.to_device(&Device::Cpu)?; // once, and not for every text and question
+        }
         let last = |prompt: usize| if everywhere { tokens.row(prompt).len() - 1 } else { 0 };
         (0..tokens.len()).map(|prompt| Ok(logits.get(prompt)?.get(last(prompt))?)).collect()
     }

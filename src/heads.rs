@@ -241,7 +241,7 @@ fn attention(
 fn through(heads: &Heads, middle: &Tensor) -> Result<Tensor> {
     let (count, width, dim) = heads.o.dims3()?;
     let o = heads.o.reshape((count * width, dim))?;
-    let o = ops::linear_t(&o, &middle.t()?.contiguous()?, None)?; // one product for all heads
+    let o = ops::linear_t(&o, &middle.t()?.contiguous()?)?; // one product for all heads
     Ok(o.reshape((count, width, dim))?.matmul(&heads.v)?)
 }
 

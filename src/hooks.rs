@@ -23,15 +23,6 @@ pub trait Hooks {
     fn wants(&self, _site: Site) -> bool {
         true
     }
-
-    /// Where the backward pass itself adds up the gradient of a matrix, which is then no variable for candle; none to leave
-    /// gradients to candle.
-    ///
-    /// candle fills zeros for every gradient, adds to them and copies; for the matrices of a whole model that is
-    /// several times their size in memory traffic at every step.
-    fn gradient_sum(&self, _parameter: &Tensor) -> Option<&Tensor> {
-        None
-    }
 }
 
 /// No hooks: every value passes through and the calls compile away.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, TensorId, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer;
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,7 @@ use crate::config::Config;
 use crate::corpus::{Corpus, Row, Rows, Split};
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
-use crate::gpt2::{Gpt2, Pass};
-use crate::hooks::Hooks;
+use crate::gpt2::{Gpt2, Lesson, LogitsAt, Pass};
 use crate::initial;
 use crate::language::Language;
 use crate::ops;
@@ -20,7 +19,6 @@ use crate::optim::{AdamW, AdamWConfig};
 use crate::process;
 use crate::random::{self, Rng};
 use crate::recipe::{Precision, Recipe};
-use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
 use crate::weights;
@@ -51,41 +49,12 @@ pub struct Trainer {
 struct Parameter {
     name: String,
     var: Var,
-    /// The model's view of a matrix, whose gradient the backward pass adds up itself; vectors are left to candle.
-    matrix: Option<TensorId>,
 }
 
 /// The weights of a model, for one that is made of them.
 fn by_name<'m>(model: &'m Gpt2) -> impl Fn(&str) -> Result<&'m Tensor> {
     let all: HashMap<String, &'m Tensor> = model.tensors().into_iter().collect();
     move |name| all.get(name).copied().ok_or_else(|| Error::Bug(format!("{name} is no tensor of the model")))
-}
-
-/// The model as a step multiplies it.
-struct Rounded {
-    model: Gpt2,
-    /// Its view of each parameter that is a matrix, in the order of the parameters.
-    matrices: Vec<Option<TensorId>>,
-}
-
-/// What the forward pass of a micro-batch consults: what to drop, and where gradients of matrices go.
-struct Learning<'a> {
-    dropout: Dropout,
-    sums: &'a HashMap<TensorId, Tensor>,
-}
-
-impl Hooks for Learning<'_> {
-    fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
-        self.dropout.at(site, value)
-    }
-
-    fn wants(&self, site: Site) -> bool {
-        self.dropout.wants(site)
-    }
-
-    fn gradient_sum(&self, parameter: &Tensor) -> Option<&Tensor> {
-        self.sums.get(&parameter.id())
-    }
 }
 
 /// Hashes of what a run began with.
@@ -184,10 +153,9 @@ impl Trainer {
                 return Ok(start);
             }
             let var = Var::from_tensor(&start)?;
-            // A detached tensor shares the values, but candle keeps no gradient for it.
-            let matrix = var.rank() == 2;
-            let seen = if matrix { var.as_detached_tensor() } else { var.as_tensor().clone() };
-            parameters.push(Parameter { name: name.to_string(), var, matrix: matrix.then(|| seen.id()) });
+            // It shares the values, and candle keeps no graph of what is computed with it.
+            let seen = var.as_detached_tensor();
+            parameters.push(Parameter { name: name.to_string(), var });
             Ok(seen)
         })?;
         let t = &recipe.train;
@@ -284,7 +252,7 @@ impl Trainer {
         };
         (4 + copies) * all
             + (8 + 4 * held) * learning
-            + at_once * self.model.config().gradient_memory(micro_batch_size, block_size)
+            + at_once * self.model.config().training_memory(micro_batch_size, block_size)
     }
 
     /// Whether the run has taken all its steps, or has waited long enough for a lower validation loss.
@@ -302,7 +270,7 @@ impl Trainer {
         let step = self.steps();
         let lr = self.recipe.learning_rate(step);
         let (loss, grads) = self.with_room(|trainer| trainer.gradients(step))?;
-        let grad_norm = norm(&grads)?;
+        let grad_norm = ops::sum_of_squares(&grads)?.sqrt();
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::data(
                 STATE,
@@ -338,42 +306,55 @@ impl Trainer {
         };
         let rows = (self.tokens_per_step() / length) as u64;
         let batch = self.batch(split, step * rows..(step + 1) * rows, length)?;
-        let rounded = self.rounded()?;
-        let per_token = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
-        let part = |i: u64, sums: &HashMap<TensorId, Tensor>| -> Result<(f64, Vec<Tensor>)> {
-            let dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
-            let loss = self.losses(&rounded.model, &batch[i as usize], &mut Learning { dropout, sums })?;
-            let loss = (loss.sum_all()? * per_token)?;
-            let mut grads = loss.backward()?;
-            let gradient = |(p, matrix): (&Parameter, &Option<TensorId>)| match matrix {
-                Some(id) => Ok(sums[id].clone()),
-                None => grads.remove(&p.var).ok_or_else(|| Error::Bug(format!("{} received no gradient", p.name))),
-            };
-            let grads = self.parameters.iter().zip(&rounded.matrices).map(gradient).collect::<Result<Vec<_>>>()?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), grads))
-        };
-        let add = |sum: Option<(f64, Vec<Tensor>)>, (loss, grads): (f64, Vec<Tensor>)| -> Result<_> {
-            let Some((mut total, mut sums)) = sum else { return Ok(Some((loss, grads))) };
-            total += loss;
-            // A matrix that both parts added up in one place is the same tensor.
-            for (sum, grad) in sums.iter_mut().zip(grads).filter(|(sum, grad)| sum.id() != grad.id()) {
-                *sum = ops::add(sum, &grad)?;
-            }
-            Ok(Some((total, sums)))
+        let model = self.rounded()?;
+        let factor = 1.0 / batch.iter().map(|rows| rows.counted).sum::<usize>().max(1) as f64;
+        let learn = |i: u64, sums: &Gpt2| -> Result<f64> {
+            let MicroBatch { inputs: tokens, starts, targets, .. } = &batch[i as usize];
+            let mut dropout = Dropout::new(t.dropout, random::stream(t.seed, "dropout", (step << 20) | i));
+            let losses = model.learn(&Lesson { tokens, starts, targets, factor }, &mut dropout, sums)?;
+            Ok(sum_of(&losses)? * factor)
         };
         let n = batch.len() as u64;
-        let mut sum = None;
+        let (mut loss, mut grads) = (0.0, Vec::new());
         if self.side_by_side(batch.len()) {
-            for part in self.parallel(n, |i| part(i, &self.zeros(&rounded)?))? {
-                sum = add(sum, part)?;
+            let part = |i: u64| {
+                let sums = self.sums()?;
+                Ok((learn(i, &sums)?, self.in_order(&sums)?))
+            };
+            for (more, part) in self.parallel(n, part)? {
+                loss += more;
+                grads = match grads.is_empty() {
+                    true => part,
+                    false => {
+                        grads.iter().zip(&part).map(|(a, b)| ops::add(a, b)).collect::<candle_core::Result<_>>()?
+                    }
+                };
             }
         } else {
-            let sums = self.zeros(&rounded)?;
+            let sums = self.sums()?;
             for i in 0..n {
-                sum = add(sum, part(i, &sums)?)?;
+                loss += learn(i, &sums)?;
             }
+            grads = self.in_order(&sums)?;
         }
-        sum.ok_or_else(|| Error::Bug("a step without a batch".into()))
+        Ok((loss, grads))
+    }
+
+    /// Where gradients are added up: a model of zeros, and of nothing where nothing learns.
+    fn sums(&self) -> Result<Gpt2> {
+        let vars: HashMap<&str, &Var> = self.parameters.iter().map(|p| (p.name.as_str(), &p.var)).collect();
+        Gpt2::new(self.model.config().clone(), |name| {
+            Ok(match vars.get(name) {
+                Some(var) => var.zeros_like()?,
+                None => Tensor::zeros(0, DType::F32, &Device::Cpu)?,
+            })
+        })
+    }
+
+    /// The tensors of such a model, one per parameter.
+    fn in_order(&self, sums: &Gpt2) -> Result<Vec<Tensor>> {
+        let sums = by_name(sums);
+        self.parameters.iter().map(|p| Ok(sums(&p.name)?.clone())).collect()
     }
 
     /// Whether so many micro-batches are computed side by side, one thread for each, rather than one after the other.
@@ -381,32 +362,18 @@ impl Trainer {
         self.model.device().is_cpu() && micro_batches * self.trainable() * 4 <= HELD_GRADIENTS
     }
 
-    /// The model as its matrices are multiplied: itself in f32, else with rounded copies. The gradients of the copies are added up in
-    /// f32, as those of the weights.
-    fn rounded(&self) -> Result<Rounded> {
+    /// The model as a step computes with it: itself in f32, else with its matrices rounded.
+    fn rounded(&self) -> Result<Gpt2> {
         let dtype = self.recipe.train.dtype.dtype();
         if dtype == DType::F32 {
-            let matrices = self.parameters.iter().map(|p| p.matrix).collect();
-            return Ok(Rounded { model: self.model.clone(), matrices });
+            return Ok(self.model.clone());
         }
-        let (weights, mut copies) = (by_name(&self.model), HashMap::new());
+        let weights = by_name(&self.model);
         let model = Gpt2::new(self.model.config().clone(), |name| {
             let weight = weights(name)?;
-            if weight.rank() != 2 {
-                return Ok(weight.clone());
-            }
-            let copy = weight.detach().to_dtype(dtype)?;
-            copies.insert(name.to_string(), copy.id());
-            Ok(copy)
+            Ok(if weight.rank() == 2 { weight.to_dtype(dtype)? } else { weight.clone() })
         })?;
-        let matrices = self.parameters.iter().map(|p| p.matrix.and_then(|_| copies.get(&p.name).copied())).collect();
-        Ok(Rounded { model: model.with_room_for(self.model.room()), matrices })
-    }
-
-    /// Where the gradients of matrices are added up.
-    fn zeros(&self, rounded: &Rounded) -> Result<HashMap<TensorId, Tensor>> {
-        let matrices = self.parameters.iter().zip(&rounded.matrices).filter_map(|(p, id)| Some(((*id)?, &p.var)));
-        matrices.map(|(id, var)| Ok((id, var.zeros_like()?))).collect()
+        Ok(model.with_room_for(self.model.room()))
     }
 
     /// Mean loss on the validation rows, which no training row repeats.
@@ -415,9 +382,12 @@ impl Trainer {
     /// [`Error::TryAgain`] where there is no memory for one row.
     pub fn validation_loss(&self) -> Result<f64> {
         let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
-        let model = self.rounded()?.model;
-        let sum =
-            |i: u64| Ok(f64::from(self.losses(&model, &batch[i as usize], &mut ())?.sum_all()?.to_scalar::<f32>()?));
+        let model = self.rounded()?;
+        let sum = |i: u64| {
+            let batch = &batch[i as usize];
+            let pass = Pass::new(&batch.inputs).starts(&batch.starts).logits(LogitsAt::None);
+            sum_of(&model.losses(&model.run(pass, &mut ())?.resid, &batch.targets)?)
+        };
         let sums = match self.side_by_side(1) {
             true => self.parallel(batch.len() as u64, sum)?,
             false => (0..batch.len() as u64).map(sum).collect::<Result<_>>()?,
@@ -457,15 +427,6 @@ impl Trainer {
     fn start(&self, row: u64, length: usize) -> usize {
         let mut rng = random::stream(self.recipe.train.seed, "start", row);
         if rng.random_bool(0.5) { 0 } else { rng.random_range(0..=self.block_size - length) }
-    }
-
-    /// Per-token losses of a micro-batch; 0 where a token does not count.
-    fn losses<H: Hooks>(&self, model: &Gpt2, batch: &MicroBatch, hooks: &mut H) -> Result<Tensor> {
-        let output = model.run(Pass::new(&batch.inputs).starts(&batch.starts), hooks)?;
-        let logits = output.logits.ok_or_else(|| Error::Bug("a full pass ended without logits".into()))?;
-        // Losses are added up, so that they are f32 whatever the logits are.
-        let logits = logits.flatten_to(1)?.to_dtype(DType::F32)?;
-        Ok(ops::cross_entropy(&logits, batch.targets.clone())?)
     }
 
     /// Computes `f(0) … f(n − 1)`, each on one thread, and returns the results in order.
@@ -590,6 +551,10 @@ impl MicroBatch {
     }
 }
 
+fn sum_of(losses: &Tensor) -> Result<f64> {
+    Ok(f64::from(losses.sum_all()?.to_scalar::<f32>()?))
+}
+
 /// Cuts numbers into pairs of digits, so that the tokenizer learns a year as century and year, as GPT-2's has it.
 fn cut_numbers(text: &str) -> String {
     let mut cut = String::with_capacity(text.len() + 8);
@@ -602,12 +567,4 @@ fn cut_numbers(text: &str) -> String {
         cut.push(c);
     }
     cut
-}
-
-fn norm(grads: &[Tensor]) -> Result<f64> {
-    let mut sum = 0.0;
-    for grad in grads {
-        sum += ops::sum_of_squares(grad)?;
-    }
-    Ok(sum.sqrt())
 }

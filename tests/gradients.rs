@@ -6,6 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor, Var};
 use common::{max_difference, noise, small_config, tokens, values, weights};
+use interp::gpt2::{Lesson, Masks, Pass};
 use interp::ops::{self, Causal};
 use interp::{Edit, Gpt2, Plan, Site};
 
@@ -70,8 +71,8 @@ fn layer_norm_differentiates_fused_and_in_steps() {
 #[test]
 fn linear_maps_differentiate() {
     let inputs = [input(&[2, 3, 4], 1), input(&[4, 5], 2), input(&[5], 3)];
-    check("linear", &inputs, |x| ops::linear(&x[0], &x[1], &x[2], None).unwrap());
-    check("linear_t", &[inputs[0].clone(), input(&[6, 4], 4)], |x| ops::linear_t(&x[0], &x[1], None).unwrap());
+    check("linear", &inputs, |x| ops::linear(&x[0], &x[1], &x[2]).unwrap());
+    check("linear_t", &[inputs[0].clone(), input(&[6, 4], 4)], |x| ops::linear_t(&x[0], &x[1]).unwrap());
 }
 
 #[test]
@@ -80,17 +81,17 @@ fn linear_maps_differentiate_where_few_rows_have_a_gradient() {
     let affine = [x.clone(), input(&[4, 5], 2), input(&[5], 3)];
     for (first, rows) in [(0, 1), (0, 6), (2, 3), (8, 1)] {
         check("some rows of linear", &affine, |x| {
-            ops::linear(&x[0], &x[1], &x[2], None).unwrap().narrow(0, first, rows).unwrap()
+            ops::linear(&x[0], &x[1], &x[2]).unwrap().narrow(0, first, rows).unwrap()
         });
         check("some rows of linear_t", &[x.clone(), turned.clone()], |x| {
-            ops::linear_t(&x[0], &x[1], None).unwrap().narrow(0, first, rows).unwrap()
+            ops::linear_t(&x[0], &x[1]).unwrap().narrow(0, first, rows).unwrap()
         });
     }
     // A hole between rows that have one, and none at all.
     let of = |weights: &[f64]| {
         let var = Var::from_tensor(&x).unwrap();
         let weights = Tensor::new(weights, &common::device()).unwrap().reshape((9, 1)).unwrap();
-        let y = ops::linear_t(var.as_tensor(), &turned, None).unwrap().broadcast_mul(&weights).unwrap();
+        let y = ops::linear_t(var.as_tensor(), &turned).unwrap().broadcast_mul(&weights).unwrap();
         values(y.sum_all().unwrap().backward().unwrap().get(&var).unwrap())
     };
     let whole = of(&[1.0; 9]);
@@ -180,6 +181,109 @@ fn every_parameter_has_the_gradient_of_finite_differences() {
                 grad[j]
             );
         }
+    }
+}
+
+/// Dropout that is the same for candle's graph and for ours.
+struct Dropped;
+
+impl Dropped {
+    fn drops(site: Site) -> bool {
+        matches!(site, Site::ResidPre(0) | Site::Pattern(_) | Site::AttnOut(_) | Site::MlpOut(_))
+    }
+}
+
+impl Masks for Dropped {
+    fn multiply(&self, site: Site) -> bool {
+        Self::drops(site)
+    }
+
+    fn mask(&mut self, value: &Tensor) -> interp::Result<Tensor> {
+        Ok(noise(value.dims(), DType::F64, value.elem_count() as u64))
+    }
+}
+
+/// What a model loses on the targets of a ragged batch of which every row starts elsewhere, and the gradient of every weight that is
+/// `learned`, as candle finds it and as [`Gpt2::learn`] does; none where it is zero.
+fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -> [(f64, Vec<(String, Vec<f64>)>); 2] {
+    const FACTOR: f64 = 0.3;
+    let (weights, starts) = (weights(config, DType::F64), [2, 0]);
+    let tokens = tokens(config, &[5, 4], 3);
+    let target = |i: usize| if i % 4 == 3 { ops::IGNORE } else { (i * 7 % config.vocab_size) as u32 };
+    let targets: Vec<u32> = (0..10).map(target).collect();
+    let mut vars = Vec::new();
+    let model = Gpt2::new(config.clone(), |name| {
+        let var = Var::from_tensor(&weights[name])?;
+        let tensor = var.as_tensor().clone();
+        vars.push((name.to_string(), var));
+        Ok(tensor)
+    });
+    vars.sort_by_key(|(name, _)| name.clone());
+    let mut hooks = interp::hooks::from_fn(|site, value| match drop && Dropped::drops(site) {
+        true => Ok((&value * Dropped.mask(&value)?)?),
+        false => Ok(value),
+    });
+    let output = model.unwrap().run(Pass::new(&tokens).starts(&starts), &mut hooks).unwrap();
+    let losses = ops::cross_entropy(&output.logits.unwrap().flatten_to(1).unwrap(), targets.clone()).unwrap();
+    let loss = losses.sum_all().unwrap();
+    let found = (loss.clone() * FACTOR).unwrap().backward().unwrap();
+    let candle = vars.iter().filter(|(name, _)| learns(name)).map(|(name, var)| {
+        let grad = found.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        (name.clone(), values(grad))
+    });
+    let candle = (loss.to_scalar().unwrap(), candle.collect());
+
+    let zeros = |name: &str| match learns(name) {
+        true => Ok(weights[name].zeros_like()?),
+        false => Ok(Tensor::zeros(0, DType::F64, &common::device())?),
+    };
+    let (model, sums) = (
+        Gpt2::new(config.clone(), |name| Ok(weights[name].clone())).unwrap(),
+        Gpt2::new(config.clone(), zeros).unwrap(),
+    );
+    let lesson = Lesson { tokens: &tokens, starts: &starts, targets: &targets, factor: FACTOR };
+    let losses = match drop {
+        true => model.learn(&lesson, &mut Dropped, &sums),
+        false => model.learn(&lesson, &mut (), &sums),
+    };
+    let ours = sums.tensors().into_iter().filter(|(name, _)| learns(name)).map(|(name, sum)| (name, values(sum)));
+    let mut ours: Vec<_> = ours.collect();
+    ours.sort_by_key(|(name, _)| name.clone());
+    [candle, (losses.unwrap().sum_all().unwrap().to_scalar().unwrap(), ours)]
+}
+
+#[test]
+fn what_is_learned_is_what_candle_finds() {
+    let tied = interp::Config { tie_word_embeddings: true, n_embd: 8, ..small_config() };
+    for (config, drop) in [(small_config(), false), (small_config(), true), (tied, true)] {
+        let [candle, ours] = learned(&config, drop, |_| true);
+        assert!((candle.0 - ours.0).abs() < 1e-9 * candle.0);
+        assert_eq!(ours.1.len(), config.tensors().len());
+        for ((name, candle), (other, ours)) in candle.1.iter().zip(&ours.1) {
+            assert_eq!(name, other);
+            let largest = candle.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+            let away = candle.iter().zip(ours).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(largest > 0.0 && away < 1e-9 * largest, "{name}: {away:e} of {largest:e}");
+        }
+    }
+}
+
+#[test]
+fn what_is_frozen_is_left_alone_and_the_rest_learns_the_same() {
+    let config = small_config();
+    let [_, (loss, whole)] = learned(&config, true, |_| true);
+    let parts: [fn(&str) -> bool; 6] = [
+        |name| name.starts_with("h.1."),
+        |name| name == "h.2.mlp.c_fc.bias",
+        |name| name.starts_with("ln_f") || name.starts_with("lm_head"),
+        |name| name == "wpe.weight",
+        |name| name.ends_with("ln_1.weight"),
+        |_| false,
+    ];
+    for learns in parts {
+        let [_, (again, part)] = learned(&config, true, learns);
+        let wanted: Vec<_> = whole.iter().filter(|(name, _)| learns(name)).cloned().collect();
+        assert_eq!((again, part), (loss, wanted));
     }
 }
 

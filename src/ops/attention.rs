@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
@@ -77,11 +77,22 @@ impl Causal {
 /// order, and about one value in a hundred is rounded to its other neighbour.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Causal) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if q.device().is_cuda() && ![q, k, v].iter().any(|x| x.track_op()) && cuda::fits_whole(q, [k, v]) {
-        return q.apply_op3_no_bwd(k, v, &Whole { scale, mask: mask.clone() });
+    if q.device().is_cuda() && super::whole::fits(q, k, v) {
+        return super::whole::attention(q, k, v, scale, mask);
     }
     let scores = attention_scores(q, k, scale, mask, false)?;
     attend(&causal_softmax(&scores, mask)?, v, mask)
+}
+
+/// Whether [`attention`] has no maps at all where nobody looks at them, for as many queries as keys of such a type.
+pub fn attention_hides_maps(dtype: DType, device: &Device, queries: usize, dim: usize) -> bool {
+    #[cfg(feature = "cuda")]
+    return device.is_cuda() && super::whole::kernels(dtype, queries, dim);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (dtype, device, queries, dim);
+        false
+    }
 }
 
 /// scale · q·kᵀ per head with −∞ where the mask hides a key: → `[prompt, head, query, key]`.
@@ -113,34 +124,29 @@ pub fn masked(map: &Tensor, hidden: f64, mask: &Causal) -> Result<Tensor> {
 }
 
 /// A tensor whose last dimension is contiguous: itself, if it is.
-fn dense(x: &Tensor) -> Result<Tensor> {
+pub(super) fn dense(x: &Tensor) -> Result<Tensor> {
     if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
 }
 
-struct Scores {
-    scale: f64,
+pub(super) struct Scores {
+    pub(super) scale: f64,
     /// What stands where a key is hidden; without it anything may.
-    hidden: Option<f64>,
-    mask: Causal,
-}
-#[cfg(feature = "cuda")]
-struct Whole {
-    scale: f64,
-    mask: Causal,
+    pub(super) hidden: Option<f64>,
+    pub(super) mask: Causal,
 }
 struct Softmax {
     mask: Causal,
 }
-struct SoftmaxGrad {
-    mask: Causal,
+pub(super) struct SoftmaxGrad {
+    pub(super) mask: Causal,
 }
-struct Attend {
-    factor: f64,
-    mask: Causal,
+pub(super) struct Attend {
+    pub(super) factor: f64,
+    pub(super) mask: Causal,
 }
-struct AttendT {
-    factor: f64,
-    mask: Causal,
+pub(super) struct AttendT {
+    pub(super) factor: f64,
+    pub(super) mask: Causal,
 }
 struct Masked {
     hidden: f64,
@@ -230,32 +236,6 @@ impl CustomOp2 for Scores {
         let to_k = if k.track_op() { Some(grad.apply_op2_no_bwd(q, &AttendT { factor, mask: mask() })?) } else { None };
         Ok((to_q, to_k))
     }
-}
-
-#[cfg(feature = "cuda")]
-impl candle_core::CustomOp3 for Whole {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("attention as a whole is for a GPU; on the CPU it goes in steps")
-    }
-
-    on_gpu!(self, q, k, v => {
-        let ((b, p, h, d), shape) = (q.1.shape().dims4()?, k.1.shape().dims4()?);
-        check(shape == (b, p + self.mask.offset, h, d), q.1, k.1, "attention")?;
-        check(k.1.shape() == v.1.shape(), k.1, v.1, "attention")?;
-        cuda::whole(q, k, v, self.scale, &self.mask)
-    });
 }
 
 impl CustomOp1 for Softmax {

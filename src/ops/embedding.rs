@@ -1,6 +1,6 @@
 //! Rows of a table, and adding up what is learned about each of them.
 
-use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -8,48 +8,12 @@ use super::on_gpu;
 use super::real::{Real, slice, wrong_dtype};
 
 /// Row `ids[i]` of `table`, for every i: `[vocab, d]` → `[n, d]`.
-///
-/// With `into`, the backward pass adds the gradient of the table to that tensor, instead of handing candle a table of
-/// zeros with a few rows in it; in its type, which may be a wider one.
-pub fn embedding(table: &Tensor, ids: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
-    let rows = table.index_select(ids, 0)?;
-    match into {
-        None => Ok(rows),
-        // A variable, so that candle's backward pass comes here.
-        Some(into) => {
-            let rows = Var::from_tensor(&rows.to_dtype(into.dtype())?)?;
-            rows.apply_op1(Rows { ids: ids.to_vec1()?, into: into.clone() })?.to_dtype(table.dtype())
-        }
-    }
-}
-
-struct Rows {
-    ids: Vec<u32>,
-    into: Tensor,
-}
-
-impl CustomOp1 for Rows {
-    fn name(&self) -> &'static str {
-        "embedding"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let copy = super::real::for_real!(storage, "embedding", T => {
-            Ok(T::to_cpu_storage_owned(slice::<T>(storage, layout, "embedding")?.to_vec()))
-        })?;
-        Ok((copy, layout.shape().clone()))
-    }
-
-    on_gpu!(self, x => cuda::rows(x));
-
-    fn bwd(&self, _rows: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        self.into.inplace_op2(&grad.contiguous()?, &AddRows(&self.ids))?;
-        Ok(None)
-    }
+pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    table.index_select(ids, 0)
 }
 
 /// Adds row i to row `ids[i]` of a table, in the order of i.
-struct AddRows<'a>(&'a [u32]);
+pub(super) struct AddRows<'a>(pub(super) &'a [u32]);
 
 impl InplaceOp2 for AddRows<'_> {
     fn name(&self) -> &'static str {

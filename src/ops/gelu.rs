@@ -32,7 +32,7 @@ pub fn gelu(x: &Tensor, form: Gelu) -> Result<Tensor> {
     in_real(x, |x| x.contiguous()?.apply_op1(form))
 }
 
-struct GeluGrad(Gelu);
+pub(super) struct GeluGrad(pub(super) Gelu);
 
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor, Var,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -16,24 +14,16 @@ use super::{in_real, on_gpu, rows, thin};
 const FEW_ROWS: usize = 64;
 
 /// x·W + b over the last axis: `[.., in]`, `[in, out]`, `[out]` → `[.., out]`.
-///
-/// With `into`, the backward pass adds the gradient of W to that tensor instead of handing it to candle.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let dtype = super::real_dtype(x);
     let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, bias.to_dtype(dtype)?.contiguous()?);
-    in_real(x, |x| tracked(x, into)?.apply_op3(&weight, &bias, Linear { into: into.cloned() }))
+    in_real(x, |x| x.contiguous()?.apply_op3(&weight, &bias, Linear))
 }
 
-/// x·Wᵀ over the last axis: `[.., in]`, `[out, in]` → `[.., out]`; `into` as for [`linear`].
-pub fn linear_t(x: &Tensor, weight: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
+/// x·Wᵀ over the last axis: `[.., in]`, `[out, in]` → `[.., out]`.
+pub fn linear_t(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let weight = weight.to_dtype(super::real_dtype(x))?.contiguous()?;
-    in_real(x, |x| tracked(x, into)?.apply_op2(&weight, LinearT { into: into.cloned() }))
-}
-
-/// x, contiguous, and where a gradient is added up, such that candle's backward pass comes here.
-fn tracked(x: &Tensor, into: Option<&Tensor>) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    if into.is_none() || x.track_op() { Ok(x) } else { Ok(Var::from_tensor(&x)?.as_tensor().clone()) }
+    in_real(x, |x| x.contiguous()?.apply_op2(&weight, LinearT))
 }
 
 /// Adds up all rows: `[.., d]` → `[d]`.
@@ -46,25 +36,32 @@ pub fn over_rows(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Product { transposed: true })
 }
 
-struct Linear {
-    into: Option<Tensor>,
+/// x·Wᵀ of two matrices, `[n, d]`, `[vocab, d]` → `[n, vocab]`; not differentiable. On a GPU rows begin where its fast products can read
+/// and write them, which rows of 50,257 values would not.
+pub(super) fn logits(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return x.apply_op2_no_bwd(weight, &Logits)?.narrow(1, 0, weight.dim(0)?);
+    }
+    linear_t(x, weight)
 }
-struct LinearT {
-    into: Option<Tensor>,
-}
+
+struct Linear;
+#[cfg(feature = "cuda")]
+struct Logits;
+struct LinearT;
 struct SumRows;
 
 /// a·b or aᵀ·b of two matrices, for the backward passes: candle's product runs on one thread where this binary lets it.
-struct Product {
-    transposed: bool,
+pub(super) struct Product {
+    pub(super) transposed: bool,
 }
 
-/// The gradient of a matrix, aᵀ·b, added to `into` or returned to candle.
-fn weight_gradient(weight: &Tensor, into: Option<&Tensor>, a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
-    match into {
-        Some(sum) => sum.inplace_op3(a, b, &Product { transposed: true }).map(|()| None),
-        None if weight.track_op() => a.apply_op2_no_bwd(b, &Product { transposed: true }).map(Some),
-        None => Ok(None),
+/// The gradient of a matrix, aᵀ·b, where anybody follows it.
+fn weight_gradient(weight: &Tensor, a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
+    match weight.track_op() {
+        true => a.apply_op2_no_bwd(b, &Product { transposed: true }).map(Some),
+        false => Ok(None),
     }
 }
 
@@ -170,9 +167,9 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = flat(&grad.contiguous()?)?;
-        let product = |grad: &Tensor| linear_t(grad, weight, None);
+        let product = |grad: &Tensor| linear_t(grad, weight);
         let to_x = if x.track_op() { Some(of_rows(&grad, product)?.reshape(x.dims())?) } else { None };
-        let to_weight = weight_gradient(weight, self.into.as_ref(), &flat(x)?, &grad)?;
+        let to_weight = weight_gradient(weight, &flat(x)?, &grad)?;
         let to_bias = if bias.track_op() { Some(sum_rows(&grad)?) } else { None };
         Ok((to_x, to_weight, to_bias))
     }
@@ -221,9 +218,22 @@ impl CustomOp2 for LinearT {
         let grad = flat(&grad.contiguous()?)?;
         let product = |grad: &Tensor| grad.apply_op2_no_bwd(weight, &Product { transposed: false });
         let to_x = if x.track_op() { Some(of_rows(&grad, product)?.reshape(x.dims())?) } else { None };
-        let to_weight = weight_gradient(weight, self.into.as_ref(), &grad, &flat(x)?)?;
+        let to_weight = weight_gradient(weight, &grad, &flat(x)?)?;
         Ok((to_x, to_weight))
     }
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp2 for Logits {
+    fn name(&self) -> &'static str {
+        "logits"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("rows of logits are spaced on a GPU only")
+    }
+
+    on_gpu!(self, x, weight => cuda::logits(x, weight));
 }
 
 impl CustomOp2 for Product {

@@ -7,6 +7,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod backward;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod embedding;
@@ -21,12 +22,16 @@ mod rows;
 mod sum;
 mod tap;
 mod thin;
+mod unembed;
+#[cfg(feature = "cuda")]
+mod whole;
 
 use candle_core::{DType, Result, Tensor};
 
 pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
 pub use add::add;
-pub use attention::{Causal, attend, attention, attention_scores, causal_softmax, masked};
+pub use attention::{Causal, attend, attention, attention_hides_maps, attention_scores, causal_softmax, masked};
+pub use backward::{Attended, add_product, add_row_sums, add_rows, gelu_backward, layer_norm_backward};
 pub use embedding::embedding;
 pub use gelu::{Gelu, gelu};
 pub use linear::{linear, linear_t, over_rows, sum_rows};
@@ -36,6 +41,8 @@ pub use region::{read_region, write_region};
 pub(crate) use sum::finite;
 pub use sum::{all_finite, sum_of_squares};
 pub use tap::Taps;
+pub(crate) use unembed::ROWS_AT_ONCE;
+pub use unembed::{next_token_gradient, next_token_losses};
 
 /// What an operation does on a GPU: `on_gpu!(self, x, y => …)` beside its `cpu_fwd`, with every tensor as storage and layout;
 /// `on_gpu!(self, mut x, y => …)` for one that changes x.

@@ -238,8 +238,8 @@ impl CustomOp3 for LayerNorm {
 }
 
 /// The gradient of LayerNorm's input: (h − mean(h) − n·mean(h·n)) / s with h = g·gain and n the normalised row.
-struct LayerNormGrad {
-    eps: f64,
+pub(super) struct LayerNormGrad {
+    pub(super) eps: f64,
 }
 
 impl CustomOp3 for LayerNormGrad {

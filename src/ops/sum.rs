@@ -8,16 +8,22 @@ use super::real::{Real, for_real, slice, sum_of, vectorised};
 /// Elements that one task adds up; fixed, so that the result does not depend on the number of threads.
 const PIECE: usize = 1 << 16;
 
-/// Σ x², in f64 over pieces in f32.
-pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+/// Σ x² over the elements of all tensors, in f64 over pieces in f32.
+pub fn sum_of_squares(all: &[Tensor]) -> Result<f64> {
     #[cfg(feature = "cuda")]
-    if let Some(found) = on_device(x, super::cuda::sum_of_squares)? {
-        return Ok(found);
+    {
+        let all = all.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let there: Vec<_> = all.iter().map(Tensor::storage_and_layout).collect();
+        let given = there.iter().map(|(storage, layout)| match &**storage {
+            Storage::Cuda(storage) => Some((storage, *layout)),
+            _ => None,
+        });
+        if let Some(given) = given.collect::<Option<Vec<_>>>() {
+            return super::cuda::sum_of_squares(&given);
+        }
     }
-    whole(
-        x,
-        |storage, layout| for_real!(storage, "sum-of-squares", T => Ok(squares(slice::<T>(storage, layout, "sum-of-squares")?))),
-    )
+    let squares = |storage: &CpuStorage, layout: &Layout| for_real!(storage, "sum-of-squares", T => Ok(squares(slice::<T>(storage, layout, "sum-of-squares")?)));
+    all.iter().map(|x| whole(x, squares)).sum()
 }
 
 /// Whether no element is NaN or infinite.

@@ -9,9 +9,11 @@ References are computed in f64 by PyTorch's own operations and by its autograd, 
 """
 
 import ctypes
+import os
 import pathlib
 import subprocess
 import tempfile
+import warnings
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ def build():
 
 
 DRIVER, MODULE = build()
+warnings.filterwarnings("ignore", message="CUDA initialization")  # PyTorch finds that driver, and not enough in it
 STREAM = ctypes.c_void_p(1)
 
 
@@ -174,7 +177,9 @@ def check(suffix, dtype, tolerance, generator):
 
     # Attention as a whole, beside its three steps with their roundings.
     if suffix in ("f16", "bf16"):
-        for prompts, heads, queries, keys, dim, holes in [(2, 2, 70, 70, 64, None), (2, 3, 17, 150, 32, [[3, 90], [0, 0]]), (1, 1, 200, 200, 32, None)]:
+        for prompts, heads, queries, keys, dim, holes in [
+            (2, 2, 70, 70, 64, None), (2, 3, 17, 150, 32, [[3, 90], [0, 0]]), (2, 1, 150, 150, 32, [[0, 0], [100, 150]])
+        ]:
             fused = draw(prompts, keys, 3, heads, dim)
             q = fused[:, keys - queries :, 0].clone() if queries < keys else fused[:, :, 0]
             k, v = fused[:, :, 1], fused[:, :, 2]
@@ -193,11 +198,33 @@ def check(suffix, dtype, tolerance, generator):
             views = [x.reshape(-1) if x.is_contiguous() else fused.reshape(-1)[x.storage_offset() :].clone() for x in (q, k, v)]
             strides = [u64(stride) for x in (q, k, v) for stride in x.stride()[:3]]
             sizes = [u64(heads), u64(queries), u64(keys), u64(keys - queries)]
-            run(f"attention_{dim}", (prompts * heads, -(-queries // 64)), 128, *views, out, *sizes, *strides, packed, real(scale))
+            given = [*views, *sizes, *strides, packed, real(scale)]
+            grid = (prompts * heads, -(-queries // 64))
+            run(f"attention_{dim}", grid, 128, *given, out)
             same(f"attention_{dim}", out, wanted, 8)
             equal = (out == wanted.to(dtype)).double().mean().item()
             assert equal > 0.9, f"attention_{dim}_{suffix}: {equal:.1%} are as in steps"
             EQUAL.append((suffix, dim, equal))
+            if queries != keys:
+                continue
+            # Its gradients, beside autograd through the same inputs in f64: no further from it than the steps with their roundings are.
+            grad, to = draw(prompts, queries, heads, dim), empty(prompts, queries, 3, heads, dim)
+            known = torch.full((prompts * heads * queries, 3), 7.0)
+            run(f"attention_grad_q_{dim}", grid, 128, *given, out, grad, to, known)
+            run(f"attention_grad_kv_{dim}", grid, 128, *given, grad, to, known)
+            (wide_fused,) = wide(fused)
+            wide_q, wide_k, wide_v = (wide_fused[:, :, i].transpose(1, 2) for i in range(3))
+            p = (scale * wide_q @ wide_k.transpose(2, 3)).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+            ((p @ wide_v).transpose(1, 2) * grad.double()).sum().backward()
+            p, g = pattern.double(), (turn(grad) @ turn(v).transpose(2, 3)).to(dtype).double().masked_fill(~seen, 0.0)
+            ds = (p * (g - (p * g).sum(-1, keepdim=True))).to(dtype).double()
+            steps = [scale * ds @ turn(k), scale * ds.transpose(2, 3) @ turn(q), p.transpose(2, 3) @ turn(grad)]
+            for i, (name, step) in enumerate(zip("qkv", steps)):
+                wanted = wide_fused.grad[:, :, i]
+                away = lambda x: ((x.double() - wanted).norm() / wanted.norm()).item()
+                ours, theirs = away(to[:, :, i]), away(step.transpose(1, 2).to(dtype))
+                assert ours < 1.2 * theirs, f"attention_grad_{name}_{dim}_{suffix}: {ours} from autograd, in steps {theirs}"
+                CHECKED[f"attention_grad_{name}_{dim}_{suffix}"] = ours / (1.2 * theirs)
 
     x, grad = draw(301, spread=3), draw(301)
     out = empty(301)
@@ -216,11 +243,18 @@ def check(suffix, dtype, tolerance, generator):
     scored = torch.tensor([3, 204, -100, 0, 17, -100])
     (wide_logits,) = wide(logits)
     wanted = F.cross_entropy(wide_logits, scored, reduction="none")
-    losses, out = empty(rows), empty(rows, vocab)
-    run("cross_entropy", rows, 128, logits, targets, losses, u64(vocab))
-    same("cross_entropy", losses, wanted.detach(), 2)
+    # Losses and their gradients are f32 where logits have 16 bits.
+    kept = torch.float64 if suffix == "f64" else torch.float32
+    losses, grad = torch.full((rows,), 7.0, dtype=kept), grad.to(kept)
+    apart = vocab + 5  # rows begin further apart than they are long
+    spaced = torch.full((rows, apart), 9.0, dtype=dtype)
+    spaced[:, :vocab] = logits
+    run("cross_entropy", rows, 128, spaced, losses, targets, u64(vocab), u64(apart))
+    close(f"cross_entropy_{suffix}", losses, wanted.detach(), 2 * TYPES["f64" if suffix == "f64" else "f32"][1])
     wanted.backward(grad.double())
-    run("cross_entropy_grad", rows, 128, logits, grad, targets, out, u64(vocab))
+    run("cross_entropy_grad", rows, 128, spaced, grad, targets, u64(vocab), u64(apart))
+    assert (spaced[:, vocab:] == 9).all(), "what is between rows is not theirs"
+    out = spaced[:, :vocab]
     same("cross_entropy_grad", out, wide_logits.grad, 4)
 
     for rows, d, tall in [(70, 45, 32), (3, 96, 32), (33, 32, 8)]:
@@ -274,7 +308,53 @@ def check(suffix, dtype, tolerance, generator):
     close(f"squares_{suffix}", parts.sum(), (x.double() ** 2).sum(), 1e-12)
 
 
+def strict():
+    """The GPU in software notices what a real one leaves undefined."""
+    def new(count, stream=STREAM):
+        place = ctypes.c_uint64()
+        assert DRIVER.cuMemAllocAsync(ctypes.byref(place), ctypes.c_size_t(4 * count), stream) == 0
+        return place
+
+    def fill(place, values):
+        assert DRIVER.cuMemcpyHtoDAsync_v2(place, values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(values.nbytes), STREAM) == 0
+
+    def double(place, count):
+        function = ctypes.c_void_p()
+        assert DRIVER.cuModuleGetFunction(ctypes.byref(function), MODULE, b"add_f32") == 0
+        kept = [place, place, place, u64(count)]
+        pointers = (ctypes.c_void_p * 4)(*(ctypes.addressof(x) for x in kept))
+        assert DRIVER.cuLaunchKernel(function, 1, 1, 1, 64, 1, 1, 0, STREAM, pointers, None) == 0
+
+    copies, event, pinned = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    assert DRIVER.cuStreamCreate(ctypes.byref(copies), 1) == 0 and DRIVER.cuEventCreate(ctypes.byref(event), 0) == 0
+    assert DRIVER.cuMemHostAlloc(ctypes.byref(pinned), ctypes.c_size_t(400), 0) == 0
+    x = np.arange(100, dtype=np.float32)
+    there = np.ctypeslib.as_array(ctypes.cast(pinned, ctypes.POINTER(ctypes.c_float)), (100,))
+    for waits in (False, True):
+        place = new(100)
+        fill(place, x)
+        double(place, 100)
+        if waits:
+            assert DRIVER.cuEventRecord(event, STREAM) == 0 and DRIVER.cuStreamWaitEvent(copies, event, 0) == 0
+        assert DRIVER.cuMemcpyDtoHAsync_v2(pinned, place, ctypes.c_size_t(400), copies) == 0
+        assert DRIVER.cuStreamSynchronize(copies) == 0
+        assert np.array_equal(there, 2 * x) == waits, "a copy that does not wait must not see what was asked for before"
+    for fault in ("reads past the end", "is used after it was freed"):
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            place = new(100)
+            if fault.startswith("is used"):
+                DRIVER.cuMemFreeAsync(place, STREAM)
+            double(place, 101 if fault.startswith("reads") else 100)
+            DRIVER.cuStreamSynchronize(STREAM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) < 0, f"memory that a kernel {fault} ends nothing"
+    print("a missing wait, an access out of bounds and one after a free are noticed")
+
+
 def main():
+    strict()
     for suffix, (dtype, tolerance) in TYPES.items():
         check(suffix, dtype, tolerance, torch.Generator().manual_seed(0))
     for name, worst in sorted(CHECKED.items()):

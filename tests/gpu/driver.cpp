@@ -645,11 +645,11 @@ static double value_at(u64 at, size_t i, int type) {
 
 // c = alpha op(a) op(b) + beta c, column by column, as BLAS stores matrices.
 template <class A>
-static void multiply(bool ta, bool tb, size_t m, size_t n, size_t k, double alpha, u64 a, size_t lda, u64 b, size_t ldb, double beta, u64 c, size_t ldc, int type) {
+static void multiply(bool ta, bool tb, size_t m, size_t n, size_t k, double alpha, u64 a, size_t lda, u64 b, size_t ldb, double beta, u64 c, size_t ldc, int type, int c_type) {
     if (!m || !n) return;
     auto end = [&](bool t, size_t rows, size_t columns, size_t ld) { return (((t ? rows : columns) - 1) * ld + (t ? columns : rows)) * type_size(type); };
     if (k) must_be_there("a factor of a product", a, end(ta, m, k, lda)), must_be_there("a factor of a product", b, end(tb, k, n, ldb));
-    must_be_there("a product", c, end(false, m, n, ldc));
+    must_be_there("a product", c, ((n - 1) * ldc + m) * type_size(c_type));
     std::vector<A> left(m * k), right(k * n), sum(m);
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < k; j++) left[j * m + i] = (A)value_at(a, ta ? j + i * lda : i + j * lda, type);
@@ -663,8 +663,8 @@ static void multiply(bool ta, bool tb, size_t m, size_t n, size_t k, double alph
         }
         for (size_t i = 0; i < m; i++) {
             size_t at = i + j * ldc;
-            A out = (A)alpha * sum[i] + (beta == 0 ? (A)0 : (A)beta * (A)value_at(c, at, type));
-            switch (type) {
+            A out = (A)alpha * sum[i] + (beta == 0 ? (A)0 : (A)beta * (A)value_at(c, at, c_type));
+            switch (c_type) {
             case 0: ((float *)c)[at] = (float)out; break;
             case 1: ((double *)c)[at] = out; break;
             case 2: ((f16 *)c)[at] = f16((float)out); break;
@@ -679,7 +679,8 @@ extern "C" {
 int cublasGemmStridedBatchedEx(Blas *handle, int ta, int tb, int m, int n, int k, const void *alpha, u64 a, int type, int lda, long long sa, u64 b,
                                int b_type, int ldb, long long sb, const void *beta, u64 c, int c_type, int ldc, long long sc, int count, int compute, int) {
     LOCKED;
-    if (b_type != type || c_type != type) fail("a product of two types");
+    // 16 bits may be added up in f32.
+    if (b_type != type || (c_type != type && !(c_type == 0 && type != 1))) fail("a product of two types");
     if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7; // CUBLAS_STATUS_INVALID_VALUE
     // The factors are of the type that is computed in: 16 bits for CUBLAS_COMPUTE_16F (64, 65), f64 for _64F (70, 71), else f32.
     int of = compute == 64 || compute == 65 ? 2 : compute == 70 || compute == 71 ? 1 : 0;
@@ -688,9 +689,9 @@ int cublasGemmStridedBatchedEx(Blas *handle, int ta, int tb, int m, int n, int k
     log("product %d %d %d of %d, type %d\n", m, n, k, count, type);
     handle->stream->add([=] {
         for (int i = 0; i < count; i++) {
-            u64 size = type_size(type), to = c + i * sc * size, left = a + i * sa * size, right = b + i * sb * size;
-            if (type == 1) multiply<double>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type);
-            else multiply<float>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type);
+            u64 size = type_size(type), to = c + i * sc * type_size(c_type), left = a + i * sa * size, right = b + i * sb * size;
+            if (type == 1) multiply<double>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type, c_type);
+            else multiply<float>(ta, tb, m, n, k, x, left, lda, right, ldb, y, to, ldc, type, c_type);
         }
     });
     return 0;
@@ -702,7 +703,7 @@ int cublasDgemmStridedBatched(Blas *handle, int ta, int tb, int m, int n, int k,
     double x = *alpha, y = *beta;
     log("product %d %d %d of %d, type 1\n", m, n, k, count);
     handle->stream->add([=] {
-        for (int i = 0; i < count; i++) multiply<double>(ta, tb, m, n, k, x, a + i * sa * 8, lda, b + i * sb * 8, ldb, y, c + i * sc * 8, ldc, 1);
+        for (int i = 0; i < count; i++) multiply<double>(ta, tb, m, n, k, x, a + i * sa * 8, lda, b + i * sb * 8, ldb, y, c + i * sc * 8, ldc, 1, 1);
     });
     return 0;
 }

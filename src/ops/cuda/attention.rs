@@ -1,7 +1,7 @@
 //! Causal attention: products of all heads at once, and the mask.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CudaStorage, Layout, Result, Shape};
 
 use super::launch::Argument::{At, Number, Size};
 use super::launch::{self, Argument, Grid, empty, launch, start, words};
@@ -65,7 +65,7 @@ fn products(map: Given<'_>, turned: bool, x: Given<'_>, factor: f64) -> Result<(
     let packed = matches!(x, Heads::Packed(..));
     let (stride, apart) = if packed { ((dim, 1), pos * dim) } else { ((heads * dim, 1), dim) };
     let to = Matrices { storage: &out, start: 0, size: (pos, dim), stride, apart: (heads * pos * dim, apart) };
-    multiply(to, left, x.matrices()?, (prompts, heads), factor)?;
+    multiply(to, left, x.matrices()?, (prompts, heads), factor, false)?;
     let shape = Shape::from((prompts, pos, heads, dim));
     if !packed {
         return Ok((out, shape));
@@ -87,12 +87,12 @@ fn maps<'a>(storage: &'a CudaStorage, start: usize, layout: &Layout) -> Result<M
 }
 
 /// Where the holes of a mask are on the device; they have to outlive the launch.
-fn holes(mask: &Causal, like: &CudaStorage) -> Result<Option<CudaStorage>> {
+pub(super) fn holes(mask: &Causal, like: &CudaStorage) -> Result<Option<CudaStorage>> {
     let ends = mask.holes().map(|holes| holes.iter().flat_map(|hole| [hole.start as u32, hole.end as u32]).collect());
     ends.map(|ends: Vec<u32>| words(like.device(), &ends)).transpose()
 }
 
-fn place(holes: Option<&CudaStorage>) -> Result<Argument> {
+pub(super) fn place(holes: Option<&CudaStorage>) -> Result<Argument> {
     holes.map_or(Ok(At(0)), |holes| launch::at(holes, 0))
 }
 
@@ -126,7 +126,7 @@ pub fn scores(
     let out = empty(q.0.device(), q.0.dtype(), prompts * heads * queries * keys)?;
     let (q, k) = (Heads::of(q)?, Heads::of(k)?);
     let to = maps(&out, 0, &Layout::contiguous(shape))?;
-    multiply(to, q.matrices()?, k.matrices()?.turned(), (prompts, heads), scale)?;
+    multiply(to, q.matrices()?, k.matrices()?.turned(), (prompts, heads), scale, false)?;
     if let Some(hidden) = hidden {
         hide(&out, shape, hidden, mask)?;
     }
@@ -176,42 +176,4 @@ pub fn masked(map: Given<'_>, hidden: f64, mask: &Causal) -> Result<(CudaStorage
     let out = copy(map)?;
     hide(&out, map.1.shape().dims4()?, hidden, mask)?;
     Ok((out, map.1.shape().clone()))
-}
-
-/// Whether there is a kernel for attention as a whole on such tensors: 16 bits, heads of 32 or 64, and every row of a head where 16
-/// bytes are read at once. With few queries the steps are as fast.
-pub fn fits_whole(q: &Tensor, others: [&Tensor; 2]) -> bool {
-    /// Of the 64 of a block.
-    const LEAST: usize = 16;
-    let Ok((_, queries, _, dim)) = q.dims4() else { return false };
-    let aligned = |x: &Tensor| {
-        let (_, layout) = x.storage_and_layout();
-        let stride = layout.stride();
-        stride.last() == Some(&1) && layout.start_offset() % 8 == 0 && stride[..3].iter().all(|stride| stride % 8 == 0)
-    };
-    let [k, v] = others;
-    let half = matches!(q.dtype(), DType::F16 | DType::BF16) && [k, v].iter().all(|x| x.dtype() == q.dtype());
-    half && (dim == 32 || dim == 64) && queries >= LEAST && [q, k, v].into_iter().all(aligned)
-}
-
-/// All three steps at once, rounded as they are, for tensors that [`fits_whole`].
-pub fn whole(q: Given<'_>, k: Given<'_>, v: Given<'_>, scale: f64, mask: &Causal) -> Result<(CudaStorage, Shape)> {
-    /// Queries of a block.
-    const QUERIES: usize = 64;
-    let ((prompts, queries, heads, dim), (_, keys, _, _)) = (q.1.shape().dims4()?, k.1.shape().dims4()?);
-    let out = empty(q.0.device(), q.0.dtype(), prompts * queries * heads * dim)?;
-    let holes = holes(mask, q.0)?;
-    let mut arguments =
-        [q, k, v].iter().map(|(x, layout)| launch::at(x, layout.start_offset())).collect::<Result<Vec<_>>>()?;
-    arguments.push(launch::at(&out, 0)?);
-    arguments.extend([heads, queries, keys, mask.offset()].map(|size| Size(size as u64)));
-    for (_, layout) in [q, k, v] {
-        arguments.extend(layout.stride()[..3].iter().map(|stride| Size(*stride as u64)));
-    }
-    arguments.extend([place(holes.as_ref())?, Number(scale)]);
-    if prompts > 0 {
-        let grid = Grid::blocks(prompts * heads, queries.div_ceil(QUERIES), 128)?;
-        launch(q.0.device(), &format!("attention_{dim}"), q.0.dtype(), grid, &arguments)?;
-    }
-    Ok((out, q.1.shape().clone()))
 }

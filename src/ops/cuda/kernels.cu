@@ -232,44 +232,49 @@ template <typename T, typename A> __device__ A total_of(const T *row, u64 n, A m
     return together<Sum>(total);
 }
 
-// A block per row of logits.
-template <typename T> __device__ void cross_entropy(const T *logits, const u32 *targets, T *out, u64 vocab) {
+// A block per row of logits, which may be any distance apart.
+template <typename T>
+__device__ void cross_entropy(const T *logits, typename Real<T>::type *out, const u32 *targets, u64 vocab, u64 apart) {
     typedef typename Real<T>::type A;
     u32 target = targets[blockIdx.x];
     if (target == IGNORE) {
-        if (threadIdx.x == 0) store(out + blockIdx.x, (A)0);
+        if (threadIdx.x == 0) out[blockIdx.x] = 0;
         return;
     }
-    const T *row = logits + blockIdx.x * vocab;
+    const T *row = logits + blockIdx.x * apart;
     A max = max_of<T, A>(row, vocab), total = total_of<T, A>(row, vocab, max);
-    if (threadIdx.x == 0) store(out + blockIdx.x, logarithm(total) - (load(row[target]) - max));
+    if (threadIdx.x == 0) out[blockIdx.x] = logarithm(total) - (load(row[target]) - max);
 }
 
+// g (softmax - one-hot) in place of the logits.
 template <typename T>
-__device__ void cross_entropy_grad(const T *logits, const T *grad, const u32 *targets, T *out, u64 vocab) {
+__device__ void cross_entropy_grad(T *logits, const typename Real<T>::type *grad, const u32 *targets, u64 vocab, u64 apart) {
     typedef typename Real<T>::type A;
     u32 target = targets[blockIdx.x];
-    const T *row = logits + blockIdx.x * vocab;
-    T *to = out + blockIdx.x * vocab;
+    T *row = logits + blockIdx.x * apart;
     if (target == IGNORE) {
-        for (u64 i = threadIdx.x; i < vocab; i += blockDim.x) store(to + i, (A)0);
+        for (u64 i = threadIdx.x; i < vocab; i += blockDim.x) store(row + i, (A)0);
         return;
     }
-    A g = load(grad[blockIdx.x]);
+    A g = grad[blockIdx.x];
     A max = max_of<T, A>(row, vocab), factor = g / total_of<T, A>(row, vocab, max);
     for (u64 i = threadIdx.x; i < vocab; i += blockDim.x)
-        store(to + i, power_of_e(load(row[i]) - max) * factor - (i == target ? g : (A)0));
+        store(row + i, power_of_e(load(row[i]) - max) * factor - (i == target ? g : (A)0));
 }
 
-// Column sums in two steps: a block adds up `tall` rows of 32 columns, then the parts are added in their order.
-template <typename T> __device__ void sum_rows_parts(const T *x, typename Real<T>::type *parts, u64 rows, u64 d, u64 tall) {
+// Column sums in two steps: a block adds up `tall` rows of 32 columns, then the parts are added in their order. With y, those of x y.
+template <typename T>
+__device__ void sum_rows_parts(const T *x, const T *y, typename Real<T>::type *parts, u64 rows, u64 d, u64 tall) {
     typedef typename Real<T>::type A;
     __shared__ A lanes[8][33];
     u64 column = (u64)blockIdx.x * 32 + threadIdx.x % 32, lane = threadIdx.x / 32;
     u64 first = (u64)blockIdx.y * tall, end = first + tall < rows ? first + tall : rows;
     A sum = 0;
     if (column < d)
-        for (u64 row = first + lane; row < end; row += 8) sum += load(x[row * d + column]);
+        for (u64 row = first + lane; row < end; row += 8) {
+            A value = load(x[row * d + column]);
+            sum += y ? value * (A)load(y[row * d + column]) : value;
+        }
     lanes[lane][threadIdx.x % 32] = sum;
     __syncthreads();
     if (lane == 0 && column < d) {
@@ -278,24 +283,22 @@ template <typename T> __device__ void sum_rows_parts(const T *x, typename Real<T
     }
 }
 
-template <typename T> __device__ void sum_rows_whole(const typename Real<T>::type *parts, T *out, u64 count, u64 d) {
-    typedef typename Real<T>::type A;
+template <typename A> __device__ void sum_rows_whole(const A *parts, A *out, u64 count, u64 d, u32 add) {
     EACH(i, d) {
-        A sum = 0;
+        A sum = add ? out[i] : (A)0;
         for (u64 part = 0; part < count; part++) sum += parts[part * d + i];
-        store(out + i, sum);
+        out[i] = sum;
     }
 }
 
 // A block per row of the table that is met: adds the rows of `x` that are `order[starts[i]..starts[i + 1]]` to row `met[i]`.
 template <typename T>
-__device__ void add_rows(T *table, const T *x, const u32 *met, const u32 *starts, const u32 *order, u64 d) {
-    typedef typename Real<T>::type A;
+__device__ void add_rows(typename Real<T>::type *table, const T *x, const u32 *met, const u32 *starts, const u32 *order, u64 d) {
     u64 to = met[blockIdx.x];
     for (u64 i = threadIdx.x; i < d; i += blockDim.x) {
-        A sum = load(table[to * d + i]);
+        typename Real<T>::type sum = table[to * d + i];
         for (u32 at = starts[blockIdx.x]; at < starts[blockIdx.x + 1]; at++) sum += load(x[(u64)order[at] * d + i]);
-        store(table + to * d + i, sum);
+        table[to * d + i] = sum;
     }
 }
 
@@ -387,56 +390,96 @@ template <typename T, int D> __device__ void fetch(T (*tile)[D + 8], const T *x,
     }
 }
 
+// The tensors of attention: [prompt, pos, head, dim] each, and the mask.
+template <typename T> struct Heads {
+    const T *q, *k, *v;
+    u64 heads, queries, keys, offset;
+    Strides at_q, at_k, at_v;
+    const u32 *holes;
+    float scale;
+    // Those of a block's head.
+    u64 prompt, head;
+    __device__ void of_block() {
+        prompt = blockIdx.x / heads, head = blockIdx.x % heads;
+        q += prompt * at_q.prompt + head * at_q.head;
+        k += prompt * at_k.prompt + head * at_k.head;
+        v += prompt * at_v.prompt + head * at_v.head;
+    }
+};
+
+// Rows `row` and `row` + 8 as the left factor's fragments; zeros behind the last.
+template <typename T, int D> __device__ void own_rows(u32 own[D / 16][4], const T *x, u64 stride, u64 row, u64 rows) {
+    for (int i = 0; i < D / 16; i++)
+        for (int j = 0; j < 4; j++) {
+            u64 r = row + j % 2 * 8, column = i * 16 + threadIdx.x % 4 * 2 + j / 2 * 8;
+            own[i][j] = r < rows ? *(const u32 *)(x + r * stride + column) : 0;
+        }
+}
+
+// A product of own rows with rows `n` * 8 and on of a tile.
+template <typename T, int D> __device__ void product_of(float sum[4], const u32 own[D / 16][4], T (*tile)[D + 8], int n) {
+    u32 lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) sum[i] = 0;
+    for (int k = 0; k < D / 16; k++) {
+        const T *at = &tile[n * 8 + lane / 4][k * 16 + lane % 4 * 2];
+        u32 b[2] = {*(const u32 *)at, *(const u32 *)(at + 8)};
+        multiply_add(sum, own[k], b, T());
+    }
+}
+
+// Adds what a fragment of 16 weights of rows j * 16 and on of a tile makes of them.
+template <typename T, int D> __device__ void weigh(float sum[D / 8][4], const u32 weights[4], T (*tile)[D + 8], int j) {
+    u32 lane = threadIdx.x % 32;
+    for (int n = 0; n < D / 16; n++) {
+        u32 b[4], at = (u32)__cvta_generic_to_shared(&tile[j * 16 + lane % 16][n * 16 + lane / 16 * 8]);
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                     : "r"(at)
+                     : "memory");
+        multiply_add(sum[2 * n], weights, b, T());
+        multiply_add(sum[2 * n + 1], weights, b + 2, T());
+    }
+}
+
+template <typename T> __device__ float rounded(float x) {
+    T kept;
+    store(&kept, x);
+    return load(kept);
+}
+
+template <typename T, int D>
+__device__ void store_rows(T *out, const float sum[D / 8][4], u64 stride, u64 row, u64 rows, float factor) {
+    for (int r = 0; r < 2; r++)
+        if (row + r * 8 < rows)
+            for (int n = 0; n < D / 8; n++)
+                *(u32 *)(out + (row + r * 8) * stride + n * 8 + threadIdx.x % 4 * 2) = two<T>(factor * sum[n][2 * r], factor * sum[n][2 * r + 1]);
+}
+
 // scale q k for 16 queries and all keys of a tile, rounded as they would be in memory; -infinity where they are hidden.
 template <typename T, int D>
-__device__ void scores_of(float s[KEYS / 8][4], const u32 q[D / 16][4], T (*tile)[D + 8], float scale, u64 query, u64 first, u64 keys,
-                          u64 offset, const u32 *holes, u64 prompt) {
-    u32 lane = threadIdx.x % 32;
+__device__ void scores_of(float s[KEYS / 8][4], const u32 q[D / 16][4], T (*tile)[D + 8], const Heads<T> &x, u64 query, u64 first) {
     for (int n = 0; n < KEYS / 8; n++) {
-        float sum[4] = {0, 0, 0, 0};
-        for (int k = 0; k < D / 16; k++) {
-            const T *at = &tile[n * 8 + lane / 4][k * 16 + lane % 4 * 2];
-            u32 b[2] = {*(const u32 *)at, *(const u32 *)(at + 8)};
-            multiply_add(sum, q[k], b, T());
-        }
+        float sum[4];
+        product_of<T, D>(sum, q, tile, n);
         for (int i = 0; i < 4; i++) {
-            T rounded;
-            store(&rounded, sum[i] * scale);
-            u64 key = first + n * 8 + lane % 4 * 2 + i % 2;
-            bool seen = key < reach_of(query + i / 2 * 8, keys, offset) && !in_hole(holes, prompt, key);
-            s[n][i] = seen ? load(rounded) : -INFINITY;
+            u64 key = first + n * 8 + threadIdx.x % 4 * 2 + i % 2;
+            bool seen = key < reach_of(query + i / 2 * 8, x.keys, x.offset) && !in_hole(x.holes, x.prompt, key);
+            s[n][i] = seen ? rounded<T>(sum[i] * x.scale) : -INFINITY;
         }
     }
 }
 
-// A block per head and 64 queries.
+// The largest score of each of two rows, and the sum of the powers.
 template <typename T, int D>
-__device__ void attention(const T *q, const T *k, const T *v, T *out, u64 heads, u64 queries, u64 keys, u64 offset, Strides at_q,
-                          Strides at_k, Strides at_v, const u32 *holes, double scale) {
-    // Rows are 16 bytes longer than what they hold, so that lanes that read a column meet other banks.
-    __shared__ __align__(16) T tile_k[KEYS][D + 8];
-    __shared__ __align__(16) T tile_v[KEYS][D + 8];
-    u64 prompt = blockIdx.x / heads, head = blockIdx.x % heads;
-    // Blocks with many keys begin first.
-    u64 begin = (u64)(gridDim.y - 1 - blockIdx.y) * QUERIES, lane = threadIdx.x % 32, query = begin + threadIdx.x / 32 * 16 + lane / 4;
-    q += prompt * at_q.prompt + head * at_q.head;
-    k += prompt * at_k.prompt + head * at_k.head;
-    v += prompt * at_v.prompt + head * at_v.head;
-    u32 own[D / 16][4];
-    for (int i = 0; i < D / 16; i++)
-        for (int j = 0; j < 4; j++) {
-            u64 row = query + j % 2 * 8, column = i * 16 + lane % 4 * 2 + j / 2 * 8;
-            own[i][j] = row < queries ? *(const u32 *)(q + row * at_q.pos + column) : 0;
-        }
-    u64 last = begin + QUERIES - 1 < queries ? begin + QUERIES - 1 : queries - 1, end = reach_of(last, keys, offset);
-
-    // The largest score of each of two rows, and the sum of the powers: of a lane's own keys, then of all.
-    float max[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, s[KEYS / 8][4];
+__device__ void sums_of(float max[2], float total[2], const u32 q[D / 16][4], T (*tile)[D + 8], const Heads<T> &x, u64 query, u64 end) {
+    float s[KEYS / 8][4];
+    for (int row = 0; row < 2; row++) max[row] = -INFINITY, total[row] = 0;
+    // Of a lane's own keys, then of all.
     for (u64 first = 0; first < end; first += KEYS) {
         __syncthreads();
-        fetch<T, D>(tile_k, k, at_k.pos, first, keys);
+        fetch<T, D>(tile, x.k, x.at_k.pos, first, x.keys);
         __syncthreads();
-        scores_of<T, D>(s, own, tile_k, (float)scale, query, first, keys, offset, holes, prompt);
+        scores_of<T, D>(s, q, tile, x, query, first);
         for (int row = 0; row < 2; row++) {
             float now = max[row];
             for (int n = 0; n < KEYS / 8; n++) now = Max::of(s[n][2 * row + 1], Max::of(s[n][2 * row], now));
@@ -453,37 +496,142 @@ __device__ void attention(const T *q, const T *k, const T *v, T *out, u64 heads,
             if (now != -INFINITY) total[row] = total[row] * power_of_e(max[row] - now) + more * power_of_e(other - now);
             max[row] = now;
         }
+}
 
-    float z[D / 8][4] = {};
+__device__ inline float probability(float score, float max, float total) {
+    return max == -INFINITY ? 0 : power_of_e(score - max) / total;
+}
+
+// The first query of a block, and how many keys its last sees. Blocks with many keys begin first.
+template <typename T> __device__ u64 first_query(const Heads<T> &x, u64 &end) {
+    u64 begin = (u64)(gridDim.y - 1 - blockIdx.y) * QUERIES, last = begin + QUERIES - 1 < x.queries ? begin + QUERIES - 1 : x.queries - 1;
+    end = reach_of(last, x.keys, x.offset);
+    return begin;
+}
+
+// A block per head and 64 queries.
+template <typename T, int D> __device__ void attention(Heads<T> x, T *out) {
+    // Rows are 16 bytes longer than what they hold, so that lanes that read a column meet other banks.
+    __shared__ __align__(16) T tile_k[KEYS][D + 8];
+    __shared__ __align__(16) T tile_v[KEYS][D + 8];
+    x.of_block();
+    u64 end, query = first_query(x, end) + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    u32 q[D / 16][4];
+    own_rows<T, D>(q, x.q, x.at_q.pos, query, x.queries);
+    float max[2], total[2], s[KEYS / 8][4], z[D / 8][4] = {};
+    sums_of<T, D>(max, total, q, tile_k, x, query, end);
     for (u64 first = 0; first < end; first += KEYS) {
         __syncthreads();
-        fetch<T, D>(tile_k, k, at_k.pos, first, keys);
-        fetch<T, D>(tile_v, v, at_v.pos, first, keys);
+        fetch<T, D>(tile_k, x.k, x.at_k.pos, first, x.keys);
+        fetch<T, D>(tile_v, x.v, x.at_v.pos, first, x.keys);
         __syncthreads();
-        scores_of<T, D>(s, own, tile_k, (float)scale, query, first, keys, offset, holes, prompt);
+        scores_of<T, D>(s, q, tile_k, x, query, first);
         for (int n = 0; n < KEYS / 8; n++)
-            for (int i = 0; i < 4; i++) s[n][i] = max[i / 2] == -INFINITY ? 0 : power_of_e(s[n][i] - max[i / 2]) / total[i / 2];
+            for (int i = 0; i < 4; i++) s[n][i] = probability(s[n][i], max[i / 2], total[i / 2]);
         for (int j = 0; j < KEYS / 16; j++) {
             // What was a sum of 16 x 8 is as a factor half of 16 x 16.
-            u32 a[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                        two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
-            for (int n = 0; n < D / 16; n++) {
-                u32 b[4], at = (u32)__cvta_generic_to_shared(&tile_v[j * 16 + lane % 16][n * 16 + lane / 16 * 8]);
-                asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                             : "r"(at)
-                             : "memory");
-                multiply_add(z[2 * n], a, b, T());
-                multiply_add(z[2 * n + 1], a, b + 2, T());
-            }
+            u32 weights[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                              two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            weigh<T, D>(z, weights, tile_v, j);
         }
     }
+    u64 width = x.heads * D;
+    store_rows<T, D>(out + x.prompt * x.queries * width + x.head * D, z, width, query, x.queries, 1);
+}
+
+// Its gradients, with ds = p (g v - sum p g v) where g is that of the result. Only for as many queries as keys; g and the result are
+// contiguous, the gradients are those of one [prompt, pos, 3, head, dim]. What is known of a query's row goes from one kernel to the next: its
+// largest score, the sum of the powers, and sum p g v, which is the result times g.
+
+// Those of the queries: a block per head and 64 of them.
+template <typename T, int D> __device__ void attention_grad_q(Heads<T> x, const T *out, const T *grad, T *to, float *known) {
+    __shared__ __align__(16) T tile_k[KEYS][D + 8];
+    __shared__ __align__(16) T tile_v[KEYS][D + 8];
+    x.of_block();
+    u64 end, query = first_query(x, end) + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, width = x.heads * D;
+    u64 own = x.prompt * x.queries * width + x.head * D;
+    u32 q[D / 16][4], g[D / 16][4];
+    float max[2], total[2], along[2] = {0, 0}, s[KEYS / 8][4], sum[D / 8][4] = {};
+    own_rows<T, D>(q, out + own, width, query, x.queries);
+    own_rows<T, D>(g, grad + own, width, query, x.queries);
+    for (int i = 0; i < D / 16; i++)
+        for (int j = 0; j < 4; j++) {
+            const T *a = (const T *)&q[i][j], *b = (const T *)&g[i][j];
+            along[j % 2] += load(a[0]) * load(b[0]) + load(a[1]) * load(b[1]);
+        }
     for (int row = 0; row < 2; row++)
-        if (query + row * 8 < queries)
-            for (int n = 0; n < D / 8; n++) {
-                u64 to = ((prompt * queries + query + row * 8) * heads + head) * D + n * 8 + lane % 4 * 2;
-                *(u32 *)(out + to) = two<T>(z[n][2 * row], z[n][2 * row + 1]);
+        for (int step = 1; step < 4; step *= 2) along[row] += __shfl_xor_sync(0xffffffffu, along[row], step);
+    own_rows<T, D>(q, x.q, x.at_q.pos, query, x.queries);
+    sums_of<T, D>(max, total, q, tile_k, x, query, end);
+    for (int row = 0; row < 2; row++)
+        if (threadIdx.x % 4 == 0 && query + row * 8 < x.queries) {
+            float *at = known + (blockIdx.x * x.queries + query + row * 8) * 3;
+            at[0] = max[row], at[1] = total[row], at[2] = along[row];
+        }
+    for (u64 first = 0; first < end; first += KEYS) {
+        __syncthreads();
+        fetch<T, D>(tile_k, x.k, x.at_k.pos, first, x.keys);
+        fetch<T, D>(tile_v, x.v, x.at_v.pos, first, x.keys);
+        __syncthreads();
+        scores_of<T, D>(s, q, tile_k, x, query, first);
+        for (int n = 0; n < KEYS / 8; n++) {
+            float of_p[4];
+            product_of<T, D>(of_p, g, tile_v, n);
+            for (int i = 0; i < 4; i++) {
+                float p = rounded<T>(probability(s[n][i], max[i / 2], total[i / 2]));
+                s[n][i] = p * (rounded<T>(of_p[i]) - along[i / 2]);
             }
+        }
+        for (int j = 0; j < KEYS / 16; j++) {
+            u32 weights[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                              two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            weigh<T, D>(sum, weights, tile_k, j);
+        }
+    }
+    store_rows<T, D>(to + 3 * x.prompt * x.queries * width + x.head * D, sum, 3 * width, query, x.queries, x.scale);
+}
+
+// Those of keys and values: a block per head and 64 of them, which is looked at by the queries from there on.
+template <typename T, int D> __device__ void attention_grad_kv(Heads<T> x, const T *grad, T *to, const float *known) {
+    __shared__ __align__(16) T tile_q[QUERIES][D + 8];
+    __shared__ __align__(16) T tile_g[QUERIES][D + 8];
+    __shared__ float rows[QUERIES][3];
+    x.of_block();
+    u64 begin = (u64)blockIdx.y * KEYS, lane = threadIdx.x % 32, key = begin + threadIdx.x / 32 * 16 + lane / 4, width = x.heads * D;
+    u32 k[D / 16][4], v[D / 16][4];
+    float to_k[D / 8][4] = {}, to_v[D / 8][4] = {};
+    own_rows<T, D>(k, x.k, x.at_k.pos, key, x.keys);
+    own_rows<T, D>(v, x.v, x.at_v.pos, key, x.keys);
+    known += blockIdx.x * x.queries * 3;
+    for (u64 first = begin; first < x.queries; first += QUERIES) {
+        __syncthreads();
+        fetch<T, D>(tile_q, x.q, x.at_q.pos, first, x.queries);
+        fetch<T, D>(tile_g, grad + x.prompt * x.queries * width + x.head * D, width, first, x.queries);
+        for (u32 i = threadIdx.x; i < QUERIES * 3; i += blockDim.x) rows[i / 3][i % 3] = first + i / 3 < x.queries ? known[first * 3 + i] : 0;
+        __syncthreads();
+        for (int j = 0; j < QUERIES / 16; j++) {
+            u32 p[4], ds[4];
+            for (int half = 0; half < 2; half++) {
+                int n = 2 * j + half;
+                float s[4], of_p[4];
+                product_of<T, D>(s, k, tile_q, n);
+                product_of<T, D>(of_p, v, tile_g, n);
+                for (int i = 0; i < 4; i++) {
+                    u64 own = key + i / 2 * 8, row = n * 8 + lane % 4 * 2 + i % 2;
+                    const float *of = rows[row];
+                    bool seen = first + row < x.queries && own < reach_of(first + row, x.keys, x.offset) && !in_hole(x.holes, x.prompt, own);
+                    s[i] = seen ? rounded<T>(probability(rounded<T>(s[i] * x.scale), of[0], of[1])) : 0;
+                    of_p[i] = s[i] * (rounded<T>(of_p[i]) - of[2]);
+                }
+                for (int i = 0; i < 2; i++) p[2 * half + i] = two<T>(s[2 * i], s[2 * i + 1]), ds[2 * half + i] = two<T>(of_p[2 * i], of_p[2 * i + 1]);
+            }
+            weigh<T, D>(to_v, p, tile_g, j);
+            weigh<T, D>(to_k, ds, tile_q, j);
+        }
+    }
+    to += 3 * x.prompt * x.keys * width + x.head * D;
+    store_rows<T, D>(to + width, to_k, 3 * width, key, x.keys, x.scale);
+    store_rows<T, D>(to + 2 * width, to_v, 3 * width, key, x.keys, 1);
 }
 
 #define KERNELS(T, S)                                                                                                          \
@@ -521,20 +669,21 @@ __device__ void attention(const T *q, const T *k, const T *v, T *out, u64 heads,
     extern "C" __global__ void gelu_grad_##S(const T *x, const T *g, T *out, u32 exact, u64 n) {                               \
         gelu_grad(x, g, out, exact, n);                                                                                        \
     }                                                                                                                          \
-    extern "C" __global__ void cross_entropy_##S(const T *x, const u32 *targets, T *out, u64 vocab) {                          \
-        cross_entropy(x, targets, out, vocab);                                                                                 \
+    extern "C" __global__ void cross_entropy_##S(const T *x, Real<T>::type *out, const u32 *targets, u64 vocab, u64 apart) {   \
+        cross_entropy(x, out, targets, vocab, apart);                                                                          \
     }                                                                                                                          \
-    extern "C" __global__ void cross_entropy_grad_##S(const T *x, const T *g, const u32 *targets, T *out, u64 vocab) {         \
-        cross_entropy_grad(x, g, targets, out, vocab);                                                                         \
+    extern "C" __global__ void cross_entropy_grad_##S(T *x, const Real<T>::type *g, const u32 *targets, u64 vocab,             \
+                                                      u64 apart) {                                                             \
+        cross_entropy_grad(x, g, targets, vocab, apart);                                                                       \
     }                                                                                                                          \
-    extern "C" __global__ void sum_rows_parts_##S(const T *x, Real<T>::type *parts, u64 rows, u64 d, u64 tall) {               \
-        sum_rows_parts(x, parts, rows, d, tall);                                                                               \
+    extern "C" __global__ void sum_rows_parts_##S(const T *x, const T *y, Real<T>::type *parts, u64 rows, u64 d, u64 tall) {   \
+        sum_rows_parts(x, y, parts, rows, d, tall);                                                                            \
     }                                                                                                                          \
-    extern "C" __global__ void sum_rows_whole_##S(const Real<T>::type *parts, T *out, u64 count, u64 d) {                      \
-        sum_rows_whole(parts, out, count, d);                                                                                  \
+    extern "C" __global__ void sum_rows_whole_##S(const Real<T>::type *parts, Real<T>::type *out, u64 count, u64 d, u32 add) { \
+        sum_rows_whole(parts, out, count, d, add);                                                                             \
     }                                                                                                                          \
-    extern "C" __global__ void add_rows_##S(T *table, const T *x, const u32 *met, const u32 *starts, const u32 *order,         \
-                                            u64 d) {                                                                           \
+    extern "C" __global__ void add_rows_##S(Real<T>::type *table, const T *x, const u32 *met, const u32 *starts,               \
+                                            const u32 *order, u64 d) {                                                         \
         add_rows(table, x, met, starts, order, d);                                                                             \
     }                                                                                                                          \
     extern "C" __global__ void average_##S(T *m, const T *g, double keep, double scale, u32 square, u64 n) {                   \
@@ -557,12 +706,20 @@ KERNELS(double, f64)
 KERNELS(__half, f16)
 KERNELS(__nv_bfloat16, bf16)
 
+#define HEADS(T)                                                                                                               \
+    const T *q, const T *k, const T *v, u64 heads, u64 queries, u64 keys, u64 offset, u64 q0, u64 q1, u64 q2, u64 k0, u64 k1,  \
+        u64 k2, u64 v0, u64 v1, u64 v2, const u32 *holes, double scale
+#define GIVEN(T)                                                                                                               \
+    Heads<T> { q, k, v, heads, queries, keys, offset, {q0, q1, q2}, {k0, k1, k2}, {v0, v1, v2}, holes, (float)scale, 0, 0 }
 #define ATTENTION(T, S, D)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(128) attention_##D##_##S(                                                     \
-        const T *q, const T *k, const T *v, T *out, u64 heads, u64 queries, u64 keys, u64 offset, u64 q0, u64 q1, u64 q2, u64 k0, \
-        u64 k1, u64 k2, u64 v0, u64 v1, u64 v2, const u32 *holes, double scale) {                                              \
-        Strides at_q = {q0, q1, q2}, at_k = {k0, k1, k2}, at_v = {v0, v1, v2};                                                 \
-        attention<T, D>(q, k, v, out, heads, queries, keys, offset, at_q, at_k, at_v, holes, scale);                           \
+    extern "C" __global__ void __launch_bounds__(128) attention_##D##_##S(HEADS(T), T *out) { attention<T, D>(GIVEN(T), out); } \
+    extern "C" __global__ void __launch_bounds__(128)                                                                          \
+        attention_grad_q_##D##_##S(HEADS(T), const T *out, const T *grad, T *to, float *known) {                               \
+        attention_grad_q<T, D>(GIVEN(T), out, grad, to, known);                                                                \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(128)                                                                          \
+        attention_grad_kv_##D##_##S(HEADS(T), const T *grad, T *to, const float *known) {                                      \
+        attention_grad_kv<T, D>(GIVEN(T), grad, to, known);                                                                    \
     }
 
 ATTENTION(__half, f16, 32)

@@ -7,6 +7,7 @@
 mod attention;
 mod launch;
 mod product;
+mod whole;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
@@ -16,7 +17,8 @@ use product::{Matrices, multiply};
 
 use super::linear::{matrix, with_last};
 
-pub use attention::{attend, attend_t, fits_whole, masked, scores, softmax, softmax_grad, whole};
+pub use attention::{attend, attend_t, masked, scores, softmax, softmax_grad};
+pub use whole::{whole, whole_grad};
 
 /// A tensor as an operation gets it.
 pub type Given<'a> = (&'a CudaStorage, &'a Layout);
@@ -82,6 +84,11 @@ fn copy((x, layout): Given<'_>) -> Result<CudaStorage> {
     Ok(out)
 }
 
+/// The type that sums of values of a type are kept in.
+fn summed(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
 // LayerNorm and its steps.
 
 pub fn norm_scale(x: Given<'_>, eps: f64) -> Result<(CudaStorage, Shape)> {
@@ -120,25 +127,18 @@ pub fn gelu_grad(x: Given<'_>, grad: Given<'_>, exact: bool) -> Result<(CudaStor
     by_elements("gelu_grad", &[x, grad], &[Word(exact.into())])
 }
 
-/// a·b of two matrices, either of which may be read transposed: `[m, k]`, `[k, n]` → `[m, n]`.
-fn product(
-    (a, a_at, a_turned): (&CudaStorage, &Layout, bool),
-    (b, b_at, b_turned): (&CudaStorage, &Layout, bool),
-) -> Result<CudaStorage> {
-    let (left, right) =
-        (Matrices::one(a, a_at.start_offset(), matrix(a_at)), Matrices::one(b, b_at.start_offset(), matrix(b_at)));
-    let left = if a_turned { left.turned() } else { left };
-    let right = if b_turned { right.turned() } else { right };
-    let size = (left.size.0, right.size.1);
-    let out = empty(a.device(), a.dtype(), size.0 * size.1)?;
-    multiply(Matrices::one(&out, 0, size), left, right, (1, 1), 1.0)?;
+/// a·b of two matrices: `[m, k]`, `[k, n]` → `[m, n]`.
+fn product(left: Matrices<'_>, right: Matrices<'_>) -> Result<CudaStorage> {
+    let (device, size) = (left.storage.device(), (left.size.0, right.size.1));
+    let out = empty(device, left.storage.dtype(), size.0 * size.1)?;
+    multiply(Matrices::one(&out, 0, size), left, right, (1, 1), 1.0, false)?;
     Ok(out)
 }
 
 /// x·W + b.
 pub fn linear(x: Given<'_>, weight: Given<'_>, bias: Given<'_>) -> Result<(CudaStorage, Shape)> {
     let n = weight.1.shape().dims2()?.1;
-    let out = product((x.0, x.1, false), (weight.0, weight.1, false))?;
+    let out = product(Matrices::of(x, "linear")?, Matrices::of(weight, "linear")?)?;
     let shape = with_last(x.1, n);
     let layout = Layout::contiguous(&shape);
     in_place("add_bias", (&out, &layout), &[bias], &[Size(n as u64)])?;
@@ -148,54 +148,74 @@ pub fn linear(x: Given<'_>, weight: Given<'_>, bias: Given<'_>) -> Result<(CudaS
 /// x·Wᵀ.
 pub fn linear_t(x: Given<'_>, weight: Given<'_>) -> Result<(CudaStorage, Shape)> {
     let n = weight.1.shape().dims2()?.0;
-    Ok((product((x.0, x.1, false), (weight.0, weight.1, true))?, with_last(x.1, n)))
+    Ok((product(Matrices::of(x, "linear-t")?, Matrices::of(weight, "linear-t")?.turned())?, with_last(x.1, n)))
+}
+
+/// x·Wᵀ of two matrices with some columns more than it has, such that every row begins at a multiple of 128 bytes. Nothing is written to those.
+pub fn logits(x: Given<'_>, weight: Given<'_>) -> Result<(CudaStorage, Shape)> {
+    let (left, right) = (Matrices::of(x, "logits")?, Matrices::of(weight, "logits")?.turned());
+    let (device, dtype, size) = (x.0.device(), x.0.dtype(), (left.size.0, right.size.1));
+    let apart = size.1.next_multiple_of(128 / dtype.size_in_bytes());
+    let out = empty(device, dtype, size.0 * apart)?;
+    let to = Matrices { stride: (apart, 1), ..Matrices::one(&out, 0, size) };
+    multiply(to, left, right, (1, 1), 1.0, false)?;
+    Ok((out, Shape::from((size.0, apart))))
 }
 
 /// a·b, or aᵀ·b, of shape `[m, n]`.
 pub fn matrices(a: Given<'_>, transposed: bool, b: Given<'_>, shape: (usize, usize)) -> Result<(CudaStorage, Shape)> {
-    Ok((product((a.0, a.1, transposed), (b.0, b.1, false))?, Shape::from(shape)))
+    Ok((product(left(a, transposed)?, Matrices::of(b, "product")?)?, Shape::from(shape)))
 }
 
-/// Adds that product to a tensor.
+fn left(a: Given<'_>, transposed: bool) -> Result<Matrices<'_>> {
+    let left = Matrices::of(a, "product")?;
+    Ok(if transposed { left.turned() } else { left })
+}
+
+/// Adds that product to a tensor, of f32 where factors have 16 bits.
 pub fn add_matrices(sum: Given<'_>, a: Given<'_>, transposed: bool, b: Given<'_>) -> Result<()> {
-    let mut found = product((a.0, a.1, transposed), (b.0, b.1, false))?;
-    if found.dtype() != sum.0.dtype() {
-        found = found.to_dtype(&Layout::contiguous(sum.1.shape()), sum.0.dtype())?;
-    }
-    let to = start(sum.0, sum.1, "add-product")?;
-    let n = sum.1.shape().elem_count() as u64;
-    let arguments = [to, launch::at(&found, 0)?, to, Size(n)];
-    launch(sum.0.device(), "add", sum.0.dtype(), Grid::elements(n), &arguments)
+    multiply(Matrices::of(sum, "add-product")?, left(a, transposed)?, Matrices::of(b, "product")?, (1, 1), 1.0, true)
 }
 
 /// The sum of all rows.
 pub fn sum_rows(x: Given<'_>) -> Result<(CudaStorage, Shape)> {
+    let (d, device, dtype) = (matrix(x.1).1, x.0.device(), x.0.dtype());
+    let (out, layout) = (empty(device, summed(dtype), d)?, Layout::contiguous(d));
+    row_sums((&out, &layout), x, None, false)?;
+    let out = if out.dtype() == dtype { out } else { out.to_dtype(&layout, dtype)? };
+    Ok((out, Shape::from(d)))
+}
+
+/// Adds the sum of all rows to a vector, or that of the products of two tensors' rows.
+pub fn add_row_sums(sum: Given<'_>, x: Given<'_>, y: Option<Given<'_>>) -> Result<()> {
+    row_sums(sum, x, y, true)
+}
+
+fn row_sums(sum: Given<'_>, x: Given<'_>, y: Option<Given<'_>>, add: bool) -> Result<()> {
     /// Rows that a block adds up.
     const TALL: usize = 1024;
     let ((rows, d), device, dtype) = (matrix(x.1), x.0.device(), x.0.dtype());
+    if sum.0.dtype() != summed(dtype) || y.is_some_and(|y| y.0.dtype() != dtype || y.1.shape() != x.1.shape()) {
+        candle_core::bail!("rows of {dtype:?} {:?} into {:?}", x.1.shape(), sum.0.dtype())
+    }
     let count = rows.div_ceil(TALL).max(1);
-    let kept = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let (parts, out) = (empty(device, kept, count * d)?, empty(device, dtype, d)?);
+    let parts = empty(device, summed(dtype), count * d)?;
     let middle = launch::at(&parts, 0)?;
-    let arguments = [start(x.0, x.1, "sum-rows")?, middle, Size(rows as u64), Size(d as u64), Size(TALL as u64)];
+    let y = y.map_or(Ok(Argument::At(0)), |(y, layout)| start(y, layout, "sum-rows"))?;
+    let arguments = [start(x.0, x.1, "sum-rows")?, y, middle, Size(rows as u64), Size(d as u64), Size(TALL as u64)];
     launch(device, "sum_rows_parts", dtype, Grid::blocks(d.div_ceil(32), count, 256)?, &arguments)?;
-    let arguments = [middle, launch::at(&out, 0)?, Size(count as u64), Size(d as u64)];
-    launch(device, "sum_rows_whole", dtype, Grid::elements(d as u64), &arguments)?;
-    Ok((out, Shape::from(d)))
+    let to = start(sum.0, sum.1, "sum-rows")?;
+    let arguments = [middle, to, Size(count as u64), Size(d as u64), Word(add.into())];
+    launch(device, "sum_rows_whole", dtype, Grid::elements(d as u64), &arguments)
 }
 
 // Tokens.
 
-/// A copy.
-pub fn rows(x: Given<'_>) -> Result<(CudaStorage, Shape)> {
-    Ok((copy(x)?, x.1.shape().clone()))
-}
-
 /// Adds row i to row `ids[i]` of a table, in the order of i.
 pub fn add_rows(table: Given<'_>, x: Given<'_>, ids: &[u32]) -> Result<()> {
     let (_, d) = table.1.shape().dims2()?;
-    if table.0.dtype() != x.0.dtype() {
-        candle_core::bail!("add-rows: tensors of different types")
+    if table.0.dtype() != summed(x.0.dtype()) {
+        candle_core::bail!("add-rows: {:?} into {:?}", x.0.dtype(), table.0.dtype())
     }
     // Each row of the table that is met is a block's, so that nothing is added twice at once.
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
@@ -217,31 +237,38 @@ pub fn add_rows(table: Given<'_>, x: Given<'_>, ids: &[u32]) -> Result<()> {
     launch(device, "add_rows", x.0.dtype(), Grid::rows(runs.len(), d)?, &arguments)
 }
 
-pub fn cross_entropy(logits: Given<'_>, targets: &[u32]) -> Result<(CudaStorage, Shape)> {
-    let (rows, vocab) = logits.1.shape().dims2()?;
-    let (device, dtype) = (logits.0.device(), logits.0.dtype());
-    if rows == 0 {
-        return Ok((empty(device, dtype, 0)?, Shape::from(0)));
+/// Rows of logits, what each loses, and where: as both kernels of cross-entropy are told.
+fn cross_entropies(name: &'static str, (logits, layout): Given<'_>, losses: Given<'_>, targets: &[u32]) -> Result<()> {
+    let rows = Matrices::of((logits, layout), name)?;
+    let ((count, vocab), (apart, _), device) = (rows.size, rows.stride, logits.device());
+    if losses.0.dtype() != summed(logits.dtype()) {
+        candle_core::bail!("{name}: {:?} for losses of logits of {:?}", losses.0.dtype(), logits.dtype())
     }
-    let (targets, out) = (words(device, targets)?, empty(device, dtype, rows)?);
-    let given = start(logits.0, logits.1, "cross-entropy")?;
-    let arguments = [given, launch::at(&targets, 0)?, launch::at(&out, 0)?, Size(vocab as u64)];
-    launch(device, "cross_entropy", dtype, Grid::blocks(rows, 1, 512)?, &arguments)?;
-    Ok((out, Shape::from(rows)))
+    if count == 0 {
+        return Ok(());
+    }
+    let targets = words(device, targets)?;
+    let arguments = [
+        launch::at(logits, rows.start)?,
+        start(losses.0, losses.1, name)?,
+        launch::at(&targets, 0)?,
+        Size(vocab as u64),
+        Size(apart as u64),
+    ];
+    launch(device, name, logits.dtype(), Grid::blocks(count, 1, 512)?, &arguments)
 }
 
-pub fn cross_entropy_grad(logits: Given<'_>, grad: Given<'_>, targets: &[u32]) -> Result<(CudaStorage, Shape)> {
-    let (rows, vocab) = logits.1.shape().dims2()?;
-    let (device, dtype) = (logits.0.device(), logits.0.dtype());
-    if rows == 0 {
-        return Ok((empty(device, dtype, 0)?, logits.1.shape().clone()));
-    }
-    let (targets, out) = (words(device, targets)?, empty(device, dtype, rows * vocab)?);
-    let mut arguments =
-        vec![start(logits.0, logits.1, "cross-entropy-grad")?, start(grad.0, grad.1, "cross-entropy-grad")?];
-    arguments.extend([launch::at(&targets, 0)?, launch::at(&out, 0)?, Size(vocab as u64)]);
-    launch(device, "cross_entropy_grad", dtype, Grid::blocks(rows, 1, 512)?, &arguments)?;
-    Ok((out, logits.1.shape().clone()))
+/// What every row of logits loses; rows may be any distance apart.
+pub fn cross_entropy(logits: Given<'_>, targets: &[u32]) -> Result<(CudaStorage, Shape)> {
+    let (rows, _) = logits.1.shape().dims2()?;
+    let losses = empty(logits.0.device(), summed(logits.0.dtype()), rows)?;
+    cross_entropies("cross_entropy", logits, (&losses, &Layout::contiguous(rows)), targets)?;
+    Ok((losses, Shape::from(rows)))
+}
+
+/// Turns logits into their gradients, for the gradients of their losses.
+pub fn cross_entropy_grad(logits: Given<'_>, grad: Given<'_>, targets: &[u32]) -> Result<()> {
+    cross_entropies("cross_entropy_grad", logits, grad, targets)
 }
 
 // Training.
@@ -294,12 +321,24 @@ pub fn all_finite(x: Given<'_>) -> Result<bool> {
     Ok(device.clone_dtoh(flag.as_cuda_slice::<u32>()?)? == [0])
 }
 
-/// Σ x², in f64; waits for the device.
-pub fn sum_of_squares(x: Given<'_>) -> Result<f64> {
-    let (n, device) = (x.1.shape().elem_count() as u64, x.0.device());
-    let grid = Grid::elements(n);
-    let parts = empty(device, DType::F64, grid.count())?;
-    let arguments = [start(x.0, x.1, "sum-of-squares")?, launch::at(&parts, 0)?, Size(n)];
-    launch(device, "squares", x.0.dtype(), grid, &arguments)?;
+/// Σ x² of all of some tensors, in f64; waits for the device.
+pub fn sum_of_squares(all: &[Given<'_>]) -> Result<f64> {
+    /// Blocks of a tensor at most: each leaves a part of the sum to the host.
+    const MOST: usize = 1024;
+    let Some((first, _)) = all.first() else { return Ok(0.0) };
+    let device = first.device();
+    let grids = all.iter().map(|(_, layout)| {
+        let n = layout.shape().elem_count();
+        Grid::blocks(n.div_ceil(1024).clamp(1, MOST), 1, 256)
+    });
+    let grids = grids.collect::<Result<Vec<_>>>()?;
+    let parts = empty(device, DType::F64, grids.iter().map(Grid::count).sum())?;
+    let mut begin = 0;
+    for ((x, layout), grid) in all.iter().zip(grids) {
+        let n = Size(layout.shape().elem_count() as u64);
+        let arguments = [start(x, layout, "sum-of-squares")?, launch::at(&parts, begin)?, n];
+        launch(device, "squares", x.dtype(), grid, &arguments)?;
+        begin += grid.count();
+    }
     Ok(device.clone_dtoh(parts.as_cuda_slice::<f64>()?)?.into_iter().sum())
 }

@@ -5,7 +5,8 @@ use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::cuda_backend::{WrapErr, gemm_reduced_precision_f32};
 use candle_core::{CudaStorage, DType, Result};
 
-use super::launch;
+use super::{Given, launch, summed};
+use crate::ops::linear::matrix;
 
 /// Matrices of one size in a storage, for every prompt and head.
 #[derive(Clone, Copy)]
@@ -25,6 +26,17 @@ impl<'a> Matrices<'a> {
     /// One matrix whose rows come one after the other.
     pub fn one(storage: &'a CudaStorage, start: usize, (rows, columns): (usize, usize)) -> Self {
         Self { storage, start, size: (rows, columns), stride: (columns, 1), apart: (0, 0) }
+    }
+
+    /// A tensor as one matrix: its rows may be any distance apart where it has no more than two dimensions.
+    pub fn of((storage, layout): Given<'a>, op: &'static str) -> Result<Self> {
+        match (layout.dims(), layout.stride(), layout.contiguous_offsets()) {
+            (_, _, Some((start, _))) => Ok(Self::one(storage, start, matrix(layout))),
+            ([rows, columns], [stride, 1], _) => {
+                Ok(Self { stride: (*stride, 1), ..Self::one(storage, layout.start_offset(), (*rows, *columns)) })
+            }
+            _ => Err(candle_core::Error::RequiresContiguous { op }.bt()),
+        }
     }
 
     /// Every one transposed.
@@ -50,23 +62,36 @@ impl<'a> Matrices<'a> {
     }
 }
 
+/// What cuBLAS calls a type.
+fn real(dtype: DType) -> Result<sys::cudaDataType_t> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType_t::CUDA_R_32F),
+        DType::F64 => Ok(sys::cudaDataType_t::CUDA_R_64F),
+        DType::F16 => Ok(sys::cudaDataType_t::CUDA_R_16F),
+        DType::BF16 => Ok(sys::cudaDataType_t::CUDA_R_16BF),
+        other => candle_core::bail!("there are no products of {other:?}"),
+    }
+}
+
 fn int(n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| candle_core::Error::Msg(format!("a product of {n} rows is too large for cuBLAS")))
 }
 
-/// `out` = factor · left · right for so many prompts, and heads of each; the columns of `out` are 1 apart.
+/// `out` = factor · left · right for so many prompts, and heads of each; the columns of `out` are 1 apart. With `add` the product is added to
+/// what is there.
 ///
-/// Sums are kept in f32 (f64 for f64) and multiplied by the factor before they are rounded.
+/// Sums are kept in f32 (f64 for f64) and multiplied by the factor before they are rounded. `out` may be f32 where the factors have 16 bits.
 pub fn multiply(
     out: Matrices<'_>,
     left: Matrices<'_>,
     right: Matrices<'_>,
     (mut prompts, mut heads): (usize, usize),
     factor: f64,
+    add: bool,
 ) -> Result<()> {
-    let ((m, k), (_, n), dtype) = (left.size, right.size, out.storage.dtype());
-    if (left.storage.dtype(), right.storage.dtype()) != (dtype, dtype) {
-        candle_core::bail!("a product of {:?} and {:?}", left.storage.dtype(), right.storage.dtype())
+    let ((m, k), (_, n), dtype, to) = (left.size, right.size, left.storage.dtype(), out.storage.dtype());
+    if right.storage.dtype() != dtype || (to != dtype && to != summed(dtype)) {
+        candle_core::bail!("a product of {dtype:?} and {:?} into {to:?}", right.storage.dtype())
     }
     if right.size.0 != k || out.size != (m, n) || out.stride.1 != 1 {
         candle_core::bail!("a product of {:?} and {:?} into {:?}", left.size, right.size, out.size)
@@ -74,21 +99,18 @@ pub fn multiply(
     if m * n * prompts * heads == 0 {
         return Ok(());
     }
-    let (real, compute) = match dtype {
-        DType::F32 if gemm_reduced_precision_f32() => {
-            (sys::cudaDataType_t::CUDA_R_32F, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32)
-        }
-        DType::F32 => (sys::cudaDataType_t::CUDA_R_32F, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F),
-        DType::F16 => (sys::cudaDataType_t::CUDA_R_16F, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F),
-        DType::BF16 => (sys::cudaDataType_t::CUDA_R_16BF, sys::cublasComputeType_t::CUBLAS_COMPUTE_32F),
-        DType::F64 => (sys::cudaDataType_t::CUDA_R_64F, sys::cublasComputeType_t::CUBLAS_COMPUTE_64F),
-        other => candle_core::bail!("there are no products of {other:?}"),
+    let compute = match dtype {
+        DType::F32 if gemm_reduced_precision_f32() => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        DType::F64 => sys::cublasComputeType_t::CUBLAS_COMPUTE_64F,
+        _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
     };
+    let (real, out_real) = (real(dtype)?, real(to)?);
     // Heads of all prompts at once where they are evenly apart.
     if [&out, &left, &right].iter().all(|x| x.apart.0 == x.apart.1 * heads) {
         (prompts, heads) = (1, prompts * heads);
     }
-    let (wide, narrow) = ([factor, 0.0], [factor as f32, 0.0]);
+    let beta = if add { 1.0 } else { 0.0 };
+    let (wide, narrow) = ([factor, beta], [factor as f32, beta as f32]);
     let scalar = |i: usize| match dtype {
         DType::F64 => std::ptr::from_ref(&wide[i]).cast(),
         _ => std::ptr::from_ref(&narrow[i]).cast(),
@@ -120,7 +142,7 @@ pub fn multiply(
                 left.apart.1 as i64,
                 scalar(1),
                 to as *mut _,
-                real,
+                out_real,
                 int(out.stride.0.max(n))?,
                 out.apart.1 as i64,
                 int(heads)?,

@@ -4,7 +4,9 @@
 //! plain model. B, P, H, D are prompts, positions, heads and head width; K is the number of keys: P, and with a
 //! cache what came before.
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+mod backward;
+
+use candle_core::{D, DType, Device, IndexOp, Tensor};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -14,6 +16,8 @@ use crate::ops::{self, Causal, Gelu};
 use crate::reads::Reads;
 use crate::site::Site;
 use crate::tokens::Tokens;
+
+pub use backward::{Lesson, Masks};
 
 /// A GPT-2 with its weights, in the basis in which they were published.
 #[derive(Clone, Debug)]
@@ -174,18 +178,7 @@ impl Gpt2 {
     pub fn tensors(&self) -> Vec<(String, &Tensor)> {
         let mut all = vec![("wte.weight".to_string(), &self.wte), ("wpe.weight".to_string(), &self.wpe)];
         for (layer, block) in self.h.iter().enumerate() {
-            let parts: [(&str, &Tensor, &Tensor); 6] = [
-                ("ln_1", &block.ln_1.weight, &block.ln_1.bias),
-                ("attn.c_attn", &block.attn.c_attn.weight, &block.attn.c_attn.bias),
-                ("attn.c_proj", &block.attn.c_proj.weight, &block.attn.c_proj.bias),
-                ("ln_2", &block.ln_2.weight, &block.ln_2.bias),
-                ("mlp.c_fc", &block.mlp.c_fc.weight, &block.mlp.c_fc.bias),
-                ("mlp.c_proj", &block.mlp.c_proj.weight, &block.mlp.c_proj.bias),
-            ];
-            for (name, weight, bias) in parts {
-                all.push((format!("h.{layer}.{name}.weight"), weight));
-                all.push((format!("h.{layer}.{name}.bias"), bias));
-            }
+            all.extend(block.tensors().map(|(name, weight)| (format!("h.{layer}.{name}"), weight)));
         }
         all.push(("ln_f.weight".to_string(), &self.ln_f.weight));
         all.push(("ln_f.bias".to_string(), &self.ln_f.bias));
@@ -294,7 +287,16 @@ impl Gpt2 {
     /// # Errors
     /// A last axis that is not d_model.
     pub fn unembed(&self, resid: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear_t(&self.ln_f.of(resid, None)?, &self.lm_head, None)?)
+        Ok(ops::linear_t(&self.ln_f.of(resid, None)?, &self.lm_head)?)
+    }
+
+    /// What the model loses on the targets of every position of a final residual stream, row by row: `[.., dim]` → `[n]`, in nats. Logits
+    /// are not held for all positions at once.
+    ///
+    /// # Errors
+    /// Targets that are not one per position, or no tokens.
+    pub fn losses(&self, resid: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        Ok(ops::next_token_losses(&self.ln_f.of(resid, None)?.flatten_to(D::Minus2)?, &self.lm_head, targets)?)
     }
 
     /// The unembedding of a residual stream that is divided by a given standard deviation instead of its own.
@@ -302,7 +304,7 @@ impl Gpt2 {
     /// # Errors
     /// Shapes other than `[.., dim]` and `[.., 1]`.
     pub fn unembed_with_scale(&self, resid: &Tensor, scale: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear_t(&self.ln_f.of(resid, Some(scale))?, &self.lm_head, None)?)
+        Ok(ops::linear_t(&self.ln_f.of(resid, Some(scale))?, &self.lm_head)?)
     }
 
     /// What one head's queries, keys or values are for any residual stream before the block's first LayerNorm:
@@ -348,21 +350,14 @@ impl Gpt2 {
         hooks: &mut H,
     ) -> Result<Tensor> {
         let (b, p) = (tokens.len(), tokens.longest());
-        let positions: Vec<u32> = (0..b)
-            .flat_map(|prompt| {
-                let read = if let Some(Past::Cache(cache)) = past { cache.position(prompt) } else { 0 };
-                let start = starts.map_or(0, |starts| starts[prompt]) + read;
-                (start..start + p).map(|pos| pos as u32)
-            })
-            .collect();
-        let look_up = |table: &Tensor, ids: Vec<u32>, hooks: &H| -> Result<Tensor> {
+        let look_up = |table: &Tensor, ids: Vec<u32>| -> Result<Tensor> {
             let ids = Tensor::from_vec(ids, b * p, self.device())?;
-            let rows = ops::embedding(table, &ids, hooks.gradient_sum(table))?;
+            let rows = ops::embedding(table, &ids)?;
             Ok(rows.reshape((b, p, self.config.n_embd))?)
         };
-        let embed = look_up(&self.wte, tokens.padded(), hooks)?;
+        let embed = look_up(&self.wte, tokens.padded())?;
         let embed = hooks.at(Site::Embed, embed)?; // [B, P, dim]
-        let pos_embed = look_up(&self.wpe, positions, hooks)?;
+        let pos_embed = look_up(&self.wpe, positions(tokens, starts, past))?;
         let pos_embed = hooks.at(Site::PosEmbed, pos_embed)?; // [B, P, dim]
         Ok(ops::add(&embed, &pos_embed)?)
     }
@@ -392,9 +387,19 @@ impl Gpt2 {
             LogitsAt::Last if looked_at => last(&x, tokens)?,
             _ => x,
         };
-        let logits = ops::linear_t(&x, &self.lm_head, hooks.gradient_sum(&self.lm_head))?;
+        let logits = ops::linear_t(&x, &self.lm_head)?;
         Ok(Some(hooks.at(Site::Logits, logits)?)) // [B, P or 1, vocab]
     }
+}
+
+/// The position of every token of a batch, padding included, prompt by prompt.
+fn positions(tokens: &Tokens, starts: Option<&[usize]>, past: Option<&Past<'_>>) -> Vec<u32> {
+    let of = |prompt: usize| {
+        let read = if let Some(Past::Cache(cache)) = past { cache.position(prompt) } else { 0 };
+        let start = starts.map_or(0, |starts| starts[prompt]) + read;
+        (start..start + tokens.longest()).map(|pos| pos as u32)
+    };
+    (0..tokens.len()).flat_map(of).collect()
 }
 
 /// The last real position of each prompt: `[B, P, dim]` → `[B, 1, dim]`.
@@ -425,6 +430,24 @@ impl Block {
                 activation: config.activation,
             },
         })
+    }
+
+    fn tensors(&self) -> [(&'static str, &Tensor); 12] {
+        let Self { ln_1, attn, ln_2, mlp } = self;
+        [
+            ("ln_1.weight", &ln_1.weight),
+            ("ln_1.bias", &ln_1.bias),
+            ("attn.c_attn.weight", &attn.c_attn.weight),
+            ("attn.c_attn.bias", &attn.c_attn.bias),
+            ("attn.c_proj.weight", &attn.c_proj.weight),
+            ("attn.c_proj.bias", &attn.c_proj.bias),
+            ("ln_2.weight", &ln_2.weight),
+            ("ln_2.bias", &ln_2.bias),
+            ("mlp.c_fc.weight", &mlp.c_fc.weight),
+            ("mlp.c_fc.bias", &mlp.c_fc.bias),
+            ("mlp.c_proj.weight", &mlp.c_proj.weight),
+            ("mlp.c_proj.bias", &mlp.c_proj.bias),
+        ]
     }
 
     fn forward<H: Hooks>(
@@ -484,7 +507,7 @@ impl Attention {
         hooks: &mut H,
     ) -> Result<Tensor> {
         let (b, p, _) = x.dims3()?;
-        let qkv = self.c_attn.forward(x, hooks)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
+        let qkv = self.c_attn.forward(x)?.reshape((b, p, 3, self.n_head, self.head_dim))?;
         let part = |part: usize| -> Result<Tensor> {
             let read = qkv.i((.., .., part))?;
             Ok(if let Some(change) = &own[part] { (read + change)? } else { read })
@@ -513,7 +536,7 @@ impl Attention {
             }
         };
         let z = hooks.at(Site::Z(layer), z)?; // [B, P, H, D]
-        let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?, hooks)?; // [B, P, dim]
+        let mut out = self.c_proj.forward(&z.reshape((b, p, self.n_head * self.head_dim))?)?; // [B, P, dim]
         if hooks.wants(Site::Result(layer)) {
             let result = self.per_head(&z)?; // [B, P, H, dim]
             let seen = hooks.at(Site::Result(layer), result.clone())?;
@@ -529,7 +552,7 @@ impl Attention {
     fn read(&self, head: usize, reads: Reads, x: &Tensor) -> Result<Tensor> {
         let first = (reads as usize * self.n_head + head) * self.head_dim;
         let weight = self.c_attn.weight.narrow(1, first, self.head_dim)?; // [dim, D]
-        Ok(ops::linear(x, &weight, &self.c_attn.bias.narrow(0, first, self.head_dim)?, None)?)
+        Ok(ops::linear(x, &weight, &self.c_attn.bias.narrow(0, first, self.head_dim)?)?)
     }
 
     /// What each head adds to the residual stream: `z · W_O`, `[B, P, H, D]` → `[B, P, H, dim]`.
@@ -538,7 +561,7 @@ impl Attention {
             .map(|head| {
                 let weight = self.c_proj.weight.narrow(0, head * self.head_dim, self.head_dim)?; // [D, dim]
                 let zero = self.c_proj.bias.zeros_like()?;
-                ops::linear(&z.i((.., .., head))?, &weight, &zero, None)
+                ops::linear(&z.i((.., .., head))?, &weight, &zero)
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Tensor::stack(&results, 2)?)
@@ -547,10 +570,10 @@ impl Attention {
 
 impl Mlp {
     fn forward<H: Hooks>(&self, x: &Tensor, layer: usize, hooks: &mut H) -> Result<Tensor> {
-        let pre = self.c_fc.forward(x, hooks)?;
+        let pre = self.c_fc.forward(x)?;
         let pre = hooks.at(Site::MlpPre(layer), pre)?; // [B, P, neuron]
         let post = hooks.at(Site::MlpPost(layer), ops::gelu(&pre, self.activation)?)?; // [B, P, neuron]
-        let out = self.c_proj.forward(&post, hooks)?;
+        let out = self.c_proj.forward(&post)?;
         hooks.at(Site::MlpOut(layer), out) // [B, P, dim]
     }
 }
@@ -560,8 +583,8 @@ impl Linear {
         Ok(Self { weight: get(&format!("{name}.weight"))?, bias: get(&format!("{name}.bias"))? })
     }
 
-    fn forward<H: Hooks>(&self, x: &Tensor, hooks: &H) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, &self.bias, hooks.gradient_sum(&self.weight))?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, &self.bias)?)
     }
 }
 
