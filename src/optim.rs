@@ -87,17 +87,16 @@ impl AdamW {
         let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
         let steps = self.steps as f64;
         for (slot, grad) in self.slots.iter().zip(grads) {
-            let grad = grad.contiguous()?;
-            ops::update_mean(&slot.mean, &grad, beta1, scale)?;
-            ops::update_square(&slot.square, &grad, beta2, scale)?;
-            let decay = if slot.var.rank() >= 2 { 1.0 - lr * weight_decay } else { 1.0 };
             let adam = ops::AdamStep {
+                scale,
+                mean: beta1,
+                square: beta2,
                 step: lr / (1.0 - beta1.powf(steps)),
                 correction: 1.0 / (1.0 - beta2.powf(steps)).sqrt(),
                 eps,
-                decay,
+                decay: if slot.var.rank() >= 2 { 1.0 - lr * weight_decay } else { 1.0 },
             };
-            ops::update_parameter(slot.var.as_tensor(), &slot.mean, &slot.square, adam)?;
+            ops::adamw(slot.var.as_tensor(), &slot.mean, &slot.square, &grad.contiguous()?, adam)?;
         }
         Ok(())
     }

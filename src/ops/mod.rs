@@ -28,7 +28,7 @@ mod whole;
 
 use candle_core::{DType, Result, Tensor};
 
-pub use adamw::{AdamStep, update_mean, update_parameter, update_square};
+pub use adamw::{AdamStep, adamw};
 pub use add::add;
 pub use attention::{Causal, attend, attention, attention_hides_maps, attention_scores, causal_softmax, masked};
 pub use backward::{Attended, add_product, add_row_sums, add_rows, gelu_backward, layer_norm_backward};

@@ -302,20 +302,16 @@ __device__ void add_rows(typename Real<T>::type *table, const T *x, const u32 *m
     }
 }
 
-template <typename T> __device__ void average(T *m, const T *g, double keep, double scale, u32 square, u64 n) {
-    typedef typename Real<T>::type A;
-    EACH(i, n) {
-        A x = (A)scale * load(g[i]);
-        store(m + i, (A)keep * load(m[i]) + (A)(1 - keep) * (square ? x * x : x));
-    }
-}
+struct Adam { double scale, mean, square, step, correction, eps, decay; };
 
-template <typename T>
-__device__ void adam_step(T *p, const T *m, const T *v, double step, double correction, double eps, double decay, u64 n) {
+template <typename T> __device__ void adamw(T *p, T *m, T *v, const T *grad, Adam adam, u64 n) {
     typedef typename Real<T>::type A;
     EACH(i, n) {
-        A away = (A)step * load(m[i]) / (root((A)load(v[i])) * (A)correction + (A)eps);
-        store(p + i, load(p[i]) * (A)decay - away);
+        A g = (A)adam.scale * load(grad[i]);
+        A mean = (A)adam.mean * load(m[i]) + (A)(1 - adam.mean) * g, square = (A)adam.square * load(v[i]) + (A)(1 - adam.square) * (g * g);
+        store(m + i, mean);
+        store(v + i, square);
+        store(p + i, load(p[i]) * (A)adam.decay - (A)adam.step * mean / (root(square) * (A)adam.correction + (A)adam.eps));
     }
 }
 
@@ -686,12 +682,9 @@ template <typename T, int D> __device__ void attention_grad_kv(Heads<T> x, const
                                             const u32 *order, u64 d) {                                                         \
         add_rows(table, x, met, starts, order, d);                                                                             \
     }                                                                                                                          \
-    extern "C" __global__ void average_##S(T *m, const T *g, double keep, double scale, u32 square, u64 n) {                   \
-        average(m, g, keep, scale, square, n);                                                                                 \
-    }                                                                                                                          \
-    extern "C" __global__ void adam_step_##S(T *p, const T *m, const T *v, double step, double correction, double eps,         \
-                                             double decay, u64 n) {                                                            \
-        adam_step(p, m, v, step, correction, eps, decay, n);                                                                   \
+    extern "C" __global__ void adamw_##S(T *p, T *m, T *v, const T *grad, double scale, double mean, double square, double step, \
+                                         double correction, double eps, double decay, u64 n) {                                 \
+        adamw(p, m, v, grad, Adam{scale, mean, square, step, correction, eps, decay}, n);                                      \
     }                                                                                                                          \
     extern "C" __global__ void write_box_##S(T *out, const T *part, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 b0, u64 b1,    \
                                              u64 b2, u64 b3, u64 b4, u64 start, u64 n) {                                       \

@@ -273,13 +273,10 @@ pub fn cross_entropy_grad(logits: Given<'_>, grad: Given<'_>, targets: &[u32]) -
 
 // Training.
 
-pub fn average(mean: Given<'_>, grad: Given<'_>, keep: f64, scale: f64, square: bool) -> Result<()> {
-    in_place("average", mean, &[grad], &[Number(keep), Number(scale), Word(square.into())])
-}
-
-pub fn adam_step(parameter: Given<'_>, mean: Given<'_>, square: Given<'_>, step: super::AdamStep) -> Result<()> {
-    let super::AdamStep { step, correction, eps, decay } = step;
-    in_place("adam_step", parameter, &[mean, square], &[Number(step), Number(correction), Number(eps), Number(decay)])
+pub fn adamw(p: Given<'_>, m: Given<'_>, v: Given<'_>, grad: Given<'_>, adam: super::AdamStep) -> Result<()> {
+    let super::AdamStep { scale, mean, square, step, correction, eps, decay } = adam;
+    let numbers = [scale, mean, square, step, correction, eps, decay].map(Number);
+    in_place("adamw", p, &[m, v, grad], &numbers)
 }
 
 // Edits and checks.
