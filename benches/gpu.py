@@ -3,18 +3,20 @@
     python3 benches/gpu.py WORKER INTERP --out DIR [--sizes gpt2 gpt2-xl] [--rounds 5] [--device cuda]
 
 WORKER is what `cargo bench --no-run --bench forward --features cuda` built, INTERP the binary. All of it takes less than ten
-minutes and writes gpu.json and gpu.md into DIR. PyTorch's side is in this file: GPT-2 as nanoGPT writes it, because neither Hugging
-Face nor TransformerLens may be there, in three ways to use it:
+minutes and writes gpu.json and gpu.md into DIR. Hugging Face takes part where its transformers are installed. The rest of PyTorch's
+side is in this file: GPT-2 as nanoGPT writes it, because TransformerLens may not be there, in three ways to use it:
 
-    fused     scaled_dot_product_attention, as Hugging Face's model runs by default
+    fused     scaled_dot_product_attention, and GELU as one operation
     hooked    attention in steps with a hook at every place that we call a site, as TransformerLens runs it
     nanoGPT   the training step: autocast to bf16, fused AdamW, clipping, compiled
 
 What is timed ends when the device is done. Contenders of a task take turns, in an order that alternates; medians, after two rounds
-to warm up. A task that a contender fails is reported with its last words. First `interp doctor --gpu` holds the GPU against the CPU.
+to warm up. A task that a contender fails is reported with its last words. First `interp doctor --gpu` holds the GPU against the CPU,
+and measures its products and copies: of those ceilings the table gives our share.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -67,6 +69,7 @@ def make_model(directory, shape):
         header[name] = {"dtype": "F32", "shape": list(dims), "data_offsets": [at, at + 4 * value.numel()]}
         at += 4 * value.numel()
         values.append(value)
+    header["__metadata__"] = {"format": "pt"}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(directory / "model.safetensors", "wb") as file:
@@ -85,6 +88,12 @@ def worker(kind, directory, device, dtype):
     import torch.nn.functional as F
 
     torch.manual_seed(0)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    ids = lambda length, rows=1: torch.tensor([[(i * 7919 + 13) % VOCAB for i in range(length)]] * rows, device=device)
+    if kind == "Hugging Face":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_grad_enabled(False)
+        return serve(hugging_face(directory, device, getattr(torch, dtype), ids), wait)
     config = json.loads((directory / "config.json").read_text())
     layers, heads, width = config["n_layer"], config["n_head"], config["n_embd"]
     data = (directory / "model.safetensors").read_bytes()
@@ -151,8 +160,6 @@ def worker(kind, directory, device, dtype):
 
     quiet = Model.forward.__defaults__[0]
     model = Model().to(device)
-    ids = lambda length, rows=1: torch.tensor([[(i * 7919 + 13) % VOCAB for i in range(length)]] * rows, device=device)
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
     def forward(length, rows):
         model(ids(length, rows))
@@ -225,8 +232,25 @@ def worker(kind, directory, device, dtype):
         trained["optimizer"].zero_grad(set_to_none=True)
         loss.item()
 
-    tasks = dict(forward=forward, capture=capture, generate=generate, resid_pre=resid_pre, export=export, step=step)
     torch.set_grad_enabled(kind == "nanoGPT")
+    serve(dict(forward=forward, capture=capture, generate=generate, resid_pre=resid_pre, export=export, step=step), wait)
+
+
+def hugging_face(directory, device, dtype, ids):
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(directory).eval().to(device, dtype)
+
+    def generate(length, rows):
+        text = ids(15, rows)
+        model.generate(
+            text, attention_mask=text * 0 + 1, do_sample=False, max_new_tokens=length, min_new_tokens=length, eos_token_id=[], pad_token_id=0
+        )
+
+    return dict(forward=lambda length, rows: model(ids(length, rows), use_cache=False).logits, generate=generate)
+
+
+def serve(tasks, wait):
     print("ready", flush=True)
     for line in sys.stdin:
         task, length, *_ = line.split()
@@ -274,13 +298,14 @@ class Contender:
 
 
 # Task, size of its request, type, and who takes part beside us.
+HF = ["Hugging Face"] if importlib.util.find_spec("transformers") else []
 TASKS = [
-    ("forward", "1024×16", "bfloat16", ["fused"]),
-    ("forward", "1024×16", "float32", ["fused"]),
-    ("forward", "15", "float32", ["fused", "hooked"]),
+    ("forward", "1024×16", "bfloat16", ["fused", *HF]),
+    ("forward", "1024×16", "float32", ["fused", *HF]),
+    ("forward", "15", "float32", ["fused", "hooked", *HF]),
     ("capture", "128×8", "float32", ["hooked"]),
     ("resid_pre", "15", "float32", ["hooked"]),
-    ("generate", "128", "float32", ["fused"]),
+    ("generate", "128", "float32", ["fused", *HF]),
     ("export", "1024×16", "float32", ["hooked"]),
     ("step", "1024×8", "bfloat16", ["nanoGPT"]),
 ]
@@ -313,8 +338,29 @@ def race(args, size, directory):
     return rows
 
 
-def table(rows):
-    lines = ["| shape | task | tokens | type | interp | peer | peer ÷ interp |", "|---|---|---|---|---|---|---|"]
+def share(row, seconds, doctor):
+    """The part that we reach of what the device can do, as doctor measured it: of its products' speed, or of what bounds a task instead."""
+    speeds = {speed["what"]: speed["value"] for speed in (doctor or {}).get("speeds", [])}
+    find = lambda *words: next((value for what, value in speeds.items() if all(word in what for word in words)), None)
+    shape, (length, _, rows) = SHAPES[row["size"]], row["request"].partition("×")
+    length, rows, layers, width = int(length), int(rows or 1), shape["n_layer"], shape["n_embd"]
+    weights = 12 * layers * width**2 + VOCAB * width
+    flops = 2 * rows * length * weights + 2 * layers * rows * length**2 * width  # of attention those that causality leaves
+    if row["task"] in ("forward", "capture"):
+        amount, ceiling, of = flops / 1e12, find("product", row["dtype"].replace("float", "f")), "products"
+    elif row["task"] == "step":
+        amount, ceiling, of = 3 * flops / 1e12, find("product", "bf16"), "products"
+    elif row["task"] == "generate":
+        amount, ceiling, of = length * 4 * weights / 1e9, find("copy on"), "memory"
+    elif row["task"] == "export":
+        amount, ceiling, of = 4 * rows * length * layers * width / 1e9, find("copy from"), "copies to the host"
+    else:
+        return "–"
+    return f"{100 * amount / seconds / ceiling:.0f} % of {of}" if ceiling and seconds else "–"
+
+
+def table(rows, doctor):
+    lines = ["| shape | task | tokens | type | interp | of the ceiling | peer | peer ÷ interp |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         ours = row["medians"]["interp"]
         for name, seconds in row["medians"].items():
@@ -323,7 +369,7 @@ def table(rows):
             show = lambda x: "failed" if x is None else f"{1e3 * x:.2f} ms"
             ratio = f"{seconds / ours:.2f}" if ours and seconds else "–"
             dtype = row["dtype"] if row["task"] != "step" else f"{row['dtype']} of float32 weights"
-            cells = [row["size"], row["task"], row["request"], dtype, show(ours), f"{name} {show(seconds)}", ratio]
+            cells = [row["size"], row["task"], row["request"], dtype, show(ours), share(row, ours, doctor), f"{name} {show(seconds)}", ratio]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -355,8 +401,8 @@ def main():
             rows += race(args, size, directory)
             # What there is by now stays, should the next one be cut off.
             (args.out / "gpu.json").write_text(json.dumps({"doctor": doctor, "rows": rows}, indent=1))
-            (args.out / "gpu.md").write_text(table(rows))
-    print(table(rows))
+            (args.out / "gpu.md").write_text(table(rows, doctor))
+    print(table(rows, doctor))
 
 
 if __name__ == "__main__":

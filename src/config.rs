@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -144,26 +145,27 @@ impl Config {
         4 * self.parameters() + 4 * (self.n_positions * (self.vocab_size + widest)) as u64
     }
 
-    /// Bytes that a step of fine-tuning all parameters takes at most, in f32 on one row of a full context: weights, two batches of
-    /// gradients, AdamW's two moments, and what the backward pass remembers.
+    /// Bytes that a step of fine-tuning all parameters takes at most, in f32 on one row of a full context: weights, gradients, AdamW's two
+    /// moments, and what the backward pass remembers.
     pub fn tune_memory(&self) -> u64 {
-        20 * self.parameters() + self.training_memory(1, self.n_positions)
+        16 * self.parameters() + self.training_memory(1, self.n_positions, &Device::Cpu)
     }
 
     /// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each layer 18
     /// times its width and two attention maps per token, and the logits.
     pub(crate) fn gradient_memory(&self, rows: usize, length: usize) -> u64 {
-        self.backward_memory(rows, length, rows * length)
-    }
-
-    /// As [`Config::gradient_memory`], where the logits of all rows do not exist at once.
-    pub(crate) fn training_memory(&self, rows: usize, length: usize) -> u64 {
-        self.backward_memory(rows, length, crate::ops::ROWS_AT_ONCE.min(rows * length))
-    }
-
-    fn backward_memory(&self, rows: usize, length: usize, logits: usize) -> u64 {
         let per_layer = 18 * self.n_embd + 2 * self.n_head * length;
-        (2 * 4 * (rows * length * self.n_layer * per_layer + logits * self.vocab_size)) as u64
+        (2 * 4 * rows * length * (self.n_layer * per_layer + self.vocab_size)) as u64
+    }
+
+    /// Bytes that [`crate::gpt2::Gpt2::learn`] takes beside weights and gradients, in f32: of each layer what its backward pass needs (streams,
+    /// queries, keys, values, what they weigh, both sides of the activation, one attention map), gradients of one layer, and logits.
+    pub(crate) fn training_memory(&self, rows: usize, length: usize, device: &Device) -> u64 {
+        let (tokens, map) = (rows * length, self.n_head * length);
+        let kept = 3 * self.n_embd + 3 * self.n_head * self.head_dim + 2 * self.n_inner + map;
+        let on_their_way = 6 * self.n_embd + 6 * self.n_head * self.head_dim + 2 * self.n_inner + 3 * map;
+        let logits = 2 * tokens.min(crate::ops::logits_at_once(device)) * self.vocab_size;
+        (4 * (tokens * (self.n_layer * kept + on_their_way) + logits)) as u64
     }
 
     /// Number of parameters.

@@ -45,7 +45,9 @@ pub fn missing() -> Option<String> {
     [&CUDA, &CUBLAS, &CURAND].into_iter().find_map(|library| {
         let why = library.open().err()?;
         let name = library.name.to_string_lossy();
-        Some(match (why.contains("No such file"), std::ptr::eq(library, &CUDA)) {
+        // Another one may be missing that the library asks for.
+        let none = why.starts_with(&*name) && why.contains("No such file");
+        Some(match (none, std::ptr::eq(library, &CUDA)) {
             (true, true) => format!("no NVIDIA driver is installed: there is no {name}"),
             (true, false) => format!("there is no {name}; put CUDA's libraries on LD_LIBRARY_PATH"),
             (false, _) => why,

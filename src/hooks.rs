@@ -17,8 +17,8 @@ pub trait Hooks {
 
     /// Whether [`Hooks::at`] has to see `site` at all.
     ///
-    /// A value that nobody wants need not exist: per-head results are formed, and LayerNorm's scale and attention's
-    /// maps are kept, only where this says so. The answer changes no bit of the values that are formed, but for 16 bits
+    /// A value that nobody wants need not exist: per-head results are formed, and LayerNorm's scale, attention's
+    /// maps and the MLP's input to its activation are kept, only where this says so. The answer changes no bit of the values that are formed, but for 16 bits
     /// on a GPU, where attention without maps adds up in another order.
     fn wants(&self, _site: Site) -> bool {
         true

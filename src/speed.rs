@@ -85,7 +85,7 @@ impl Size {
                 weights.saturating_add(rows(4 * (kept + 3 * config.vocab_size) as u64))
             }
             // Rows pass one after the other.
-            Work::Train => 5 * weights + config.training_memory(1, self.length),
+            Work::Train => 4 * weights + config.training_memory(1, self.length, &candle_core::Device::Cpu),
         }
     }
 

@@ -238,21 +238,23 @@ impl Trainer {
     /// Bytes that a step needs at most, about: weights, gradients, optimizer and what the backward pass remembers, for
     /// rows of `block_size` of which `micro_batch_size` pass through the model at once.
     pub fn memory(&self, micro_batch_size: usize, block_size: usize) -> u64 {
-        let (all, learning) = (self.model.config().parameters(), self.trainable() as u64);
+        let (config, device) = (self.model.config(), self.model.device());
+        let (all, learning) = (config.parameters(), self.trainable() as u64);
         let micro_batches = (self.tokens_per_step() / (micro_batch_size * block_size)).max(1) as u64;
-        let (held, at_once) = match self.side_by_side(micro_batches as usize) {
+        let (sums, at_once) = match self.side_by_side(micro_batches as usize) {
             true => (micro_batches, micro_batches.min(self.pools.len() as u64)),
-            false => (2, 1),
+            false => (1, 1),
         };
-        // On the CPU a rounded copy is widened again for every product, until its gradient is there.
-        let copies = match (self.recipe.train.dtype, self.model.device().is_cpu()) {
-            (Precision::Float32, _) => 0,
-            (_, true) => 2 + 4 * at_once,
-            (_, false) => 2,
+        // On the CPU a matrix of 16 bits is widened for every product.
+        let widened = if device.is_cpu() { 4 * at_once * (config.vocab_size * config.n_embd) as u64 } else { 0 };
+        let copies = match self.recipe.train.dtype {
+            Precision::Float32 => 0,
+            _ => 2 * all + widened,
         };
-        (4 + copies) * all
-            + (8 + 4 * held) * learning
-            + at_once * self.model.config().training_memory(micro_batch_size, block_size)
+        4 * all
+            + copies
+            + (8 + 4 * sums) * learning
+            + at_once * config.training_memory(micro_batch_size, block_size, device)
     }
 
     /// Whether the run has taken all its steps, or has waited long enough for a lower validation loss.

@@ -268,6 +268,73 @@ fn what_is_learned_is_what_candle_finds() {
     }
 }
 
+/// Drops the same values wherever it is asked, whatever computes.
+struct Seeded(DType);
+
+impl Masks for Seeded {
+    fn multiply(&self, site: Site) -> bool {
+        Dropped::drops(site)
+    }
+
+    fn mask(&mut self, value: &Tensor) -> interp::Result<Tensor> {
+        let noise = noise(value.dims(), DType::F64, value.elem_count() as u64);
+        Ok((noise.gt(-1.0)?.to_dtype(DType::F32)? * 1.2)?.to_dtype(self.0)?)
+    }
+}
+
+#[test]
+fn sixteen_bits_learn_what_thirty_two_do() {
+    let model = common::tiny();
+    let tokens = tokens(model.config(), &[33, 33], 3);
+    let targets: Vec<u32> = (0..66).map(|i| (i * 37 % model.config().vocab_size) as u32).collect();
+    let lesson = Lesson { tokens: &tokens, starts: &[0, 0], targets: &targets, factor: 1.0 / 66.0 };
+    let learned = |dtype: DType, drop: bool| {
+        let all: std::collections::BTreeMap<String, Tensor> =
+            model.tensors().into_iter().map(|(name, x)| (name, x.clone())).collect();
+        let rounded = |name: &str| match all[name].rank() {
+            2 => Ok(all[name].to_dtype(dtype)?),
+            _ => Ok(all[name].clone()),
+        };
+        let model = Gpt2::new(model.config().clone(), rounded).unwrap();
+        let sums = Gpt2::new(model.config().clone(), |name| Ok(all[name].zeros_like()?)).unwrap();
+        let losses =
+            if drop { model.learn(&lesson, &mut Seeded(dtype), &sums) } else { model.learn(&lesson, &mut (), &sums) };
+        let loss = values(&losses.unwrap()).iter().sum::<f64>();
+        (loss, sums.tensors().into_iter().map(|(name, sum)| (name, values(sum))).collect::<Vec<_>>())
+    };
+    for drop in [false, true] {
+        let ((loss, full), (other, half)) = (learned(DType::F32, drop), learned(DType::BF16, drop));
+        assert!((loss - other).abs() < 0.01 * loss && loss != other, "{loss} and {other}");
+        for ((name, full), (_, half)) in full.iter().zip(&half) {
+            let size = full.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let away = full.iter().zip(half).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            assert!(away < 0.15 * size, "dropout {drop}, {name}: {:.3} of the gradient", away / size);
+        }
+    }
+}
+
+#[test]
+fn losses_in_blocks_are_those_of_all_logits() {
+    let (x, weight) = (input(&[10, 6], 1), input(&[11, 6], 2));
+    let targets: Vec<u32> = (0..10).map(|i| if i == 4 { ops::IGNORE } else { i * 3 % 11 }).collect();
+    let vars = [Var::from_tensor(&x).unwrap(), Var::from_tensor(&weight).unwrap()];
+    let logits = ops::linear_t(vars[0].as_tensor(), vars[1].as_tensor()).unwrap();
+    let wanted = ops::cross_entropy(&logits, targets.clone()).unwrap();
+    let grads = (wanted.sum_all().unwrap() * 0.7).unwrap().backward().unwrap();
+    assert!(max_difference(&ops::next_token_losses(&x, &weight, &targets).unwrap(), &wanted) < 1e-12);
+    for rows in [3, 5, 10, 100] {
+        let sum = input(&[11, 6], 3);
+        let (losses, to_x) = ops::next_token_gradient_by(rows, &x, &weight, &targets, 0.7, Some(&sum)).unwrap();
+        let to_weight = (sum - input(&[11, 6], 3)).unwrap();
+        for (found, wanted) in
+            [(&losses, &wanted), (&to_x, grads.get(&vars[0]).unwrap()), (&to_weight, grads.get(&vars[1]).unwrap())]
+        {
+            assert!(max_difference(found, wanted) < 1e-12, "{rows} rows at once");
+        }
+    }
+    assert!(ops::next_token_losses(&x, &weight, &targets[1..]).is_err());
+}
+
 #[test]
 fn what_is_frozen_is_left_alone_and_the_rest_learns_the_same() {
     let config = small_config();

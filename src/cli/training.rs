@@ -130,6 +130,10 @@ pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Gl
 /// Refuses a run that would not fit into memory, and says what would.
 fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
     let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    // A GPU's memory is its own, and rows that it has none for pass in parts.
+    if limit.is_none() && !trainer.model().device().is_cpu() {
+        return Ok(());
+    }
     let (rows, length) = (trainer.recipe().train.micro_batch_size, trainer.block_size());
     let Err(refusal) = memory::check("a training step", trainer.memory(rows, length), limit) else { return Ok(()) };
     let room = limit.or_else(memory::available).unwrap_or(u64::MAX);

@@ -21,7 +21,7 @@ pub struct Lesson<'a> {
     pub tokens: &'a Tokens,
     /// The position of each row's first token.
     pub starts: &'a [usize],
-    /// What comes next at every position, row by row; [`ops::IGNORE`] where nothing is to be learned.
+    /// What comes next at every position, row by row, padding included; [`ops::IGNORE`] where nothing is to be learned, as on padding.
     pub targets: &'a [u32],
     /// The gradients are those of this times the sum of the losses.
     pub factor: f64,
@@ -29,7 +29,7 @@ pub struct Lesson<'a> {
 
 /// What multiplies values on their way through the model: dropout.
 pub trait Masks {
-    /// Whether the values of a site are multiplied; asked of `resid_pre.0`, and of `pattern`, `attn_out` and `mlp_out` of every layer.
+    /// Whether the values of a site are multiplied. Only `resid_pre.0`, and `pattern`, `attn_out` and `mlp_out` of every layer can be.
     fn multiply(&self, site: Site) -> bool;
 
     /// What to multiply by: a tensor of the shape, type and device of `value`.
@@ -54,21 +54,29 @@ impl Gpt2 {
     /// The loss of every target, `[n]` in nats, and the gradients of the weights: each is added to the tensor in its place in `sums`, a model
     /// of the same shape whose tensors are f32 (f64 for f64), or empty where no gradient is wanted.
     ///
+    /// The gradients of logits are as small as `factor` times a probability, which is nothing in f16; bf16 holds them.
+    ///
     /// # Errors
-    /// A lesson that does not fit the model, and whatever `masks` return.
+    /// A lesson or sums that do not fit the model, and whatever `masks` return.
     pub fn learn<M: Masks>(&self, lesson: &Lesson<'_>, masks: &mut M, sums: &Gpt2) -> Result<Tensor> {
         let &Lesson { tokens, starts, targets, factor } = lesson;
-        let patterns = !ops::attention_hides_maps(self.dtype(), self.device(), tokens.longest(), self.config.head_dim);
-        let mut tape = Tape { kept: HashMap::new(), masked: HashMap::new(), masks, patterns };
-        let resid = self.run(Pass::new(tokens).starts(starts).logits(LogitsAt::None), &mut tape)?.resid;
-        let normal = self.ln_f.of(&resid, None)?.flatten_to(1)?; // [n, dim]
-        let (losses, grad) = ops::next_token_gradient(&normal, &self.lm_head, targets, factor, wanted(&sums.lm_head))?;
-        let mut grad = self.ln_f.backward(&resid, &grad.reshape(resid.shape())?, &sums.ln_f)?; // [B, P, dim]
+        let layers = self.h.len();
+        if sums.h.len() != layers {
+            return Err(Error::request(format!(
+                "gradients of {layers} layers need as many sums, not {}",
+                sums.h.len()
+            )));
+        }
         let embeds = wanted(&sums.wte).is_some() || wanted(&sums.wpe).is_some();
         // Below the lowest layer that learns, nobody asks for gradients.
         let learns = |layer: &usize| sums.h[*layer].tensors().iter().any(|(_, sum)| wanted(sum).is_some());
-        let lowest = if embeds { Some(0) } else { (0..self.h.len()).find(learns) };
-        for layer in (lowest.unwrap_or(self.h.len())..self.h.len()).rev() {
+        let lowest = if embeds { 0 } else { (0..layers).find(learns).unwrap_or(layers) };
+        let patterns = !ops::attention_hides_maps(self.dtype(), self.device(), tokens.longest(), self.config.head_dim);
+        let mut tape = Tape { kept: HashMap::new(), masked: HashMap::new(), masks, lowest, patterns };
+        let resid = self.run(Pass::new(tokens).starts(starts).logits(LogitsAt::None), &mut tape)?.resid;
+        let (losses, mut grad) = self.learn_unembedding(&resid, targets, factor, sums)?;
+        drop(resid);
+        for layer in (lowest..layers).rev() {
             grad = self.h[layer].backward(&grad, layer, &mut tape, &sums.h[layer])?; // [B, P, dim]
         }
         if embeds {
@@ -81,6 +89,14 @@ impl Gpt2 {
             }
         }
         Ok(losses)
+    }
+
+    /// The losses, and the gradient of the final residual stream.
+    fn learn_unembedding(&self, resid: &Tensor, targets: &[u32], factor: f64, sums: &Gpt2) -> Result<(Tensor, Tensor)> {
+        let normal = self.ln_f.of(resid, None)?.flatten_to(1)?; // [n, dim]
+        let sum = wanted(&sums.lm_head);
+        let (losses, grad) = ops::next_token_gradient(&normal, &self.lm_head, targets, factor, sum)?;
+        Ok((losses, self.ln_f.backward(resid, &grad.reshape(resid.shape())?, &sums.ln_f)?))
     }
 }
 
@@ -95,18 +111,30 @@ struct Tape<'a, M> {
     /// What values were multiplied by.
     masked: HashMap<Site, Tensor>,
     masks: &'a mut M,
-    /// Whether patterns are in memory at all.
+    /// The first layer that the backward pass comes to.
+    lowest: usize,
+    /// Whether patterns are in memory where nobody looks at them.
     patterns: bool,
 }
 
 impl<M: Masks> Tape<'_, M> {
+    fn multiplies(&self, site: Site) -> bool {
+        matches!(site, Site::ResidPre(0) | Site::Pattern(_) | Site::AttnOut(_) | Site::MlpOut(_))
+            && self.masks.multiply(site)
+    }
+
+    fn comes_to(&self, site: Site) -> bool {
+        site.layer().is_some_and(|layer| layer >= self.lowest)
+    }
+
     fn keeps(&self, site: Site) -> bool {
-        match site {
-            Site::Pattern(_) => self.patterns,
-            Site::ResidPre(_) | Site::Q(_) | Site::K(_) | Site::V(_) | Site::Z(_) => true,
-            Site::ResidMid(_) | Site::MlpPre(_) | Site::MlpPost(_) => true,
-            _ => false,
-        }
+        self.comes_to(site)
+            && match site {
+                Site::Pattern(_) => self.patterns || self.multiplies(site),
+                Site::ResidPre(_) | Site::Q(_) | Site::K(_) | Site::V(_) | Site::Z(_) => true,
+                Site::ResidMid(_) | Site::MlpPre(_) | Site::MlpPost(_) => true,
+                _ => false,
+            }
     }
 
     fn take(&mut self, site: Site) -> Result<Tensor> {
@@ -125,10 +153,12 @@ impl<M: Masks> Tape<'_, M> {
 impl<M: Masks> Hooks for Tape<'_, M> {
     fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
         let mut masked = value.clone();
-        if self.masks.multiply(site) {
+        if self.multiplies(site) {
             let mask = self.masks.mask(&value)?;
             masked = (&value * &mask)?;
-            self.masked.insert(site, mask);
+            if self.comes_to(site) {
+                self.masked.insert(site, mask);
+            }
         }
         if self.keeps(site) {
             // Of a pattern the softmax's gradient needs what it was before.
@@ -138,7 +168,7 @@ impl<M: Masks> Hooks for Tape<'_, M> {
     }
 
     fn wants(&self, site: Site) -> bool {
-        self.keeps(site) || self.masks.multiply(site)
+        self.keeps(site) || self.multiplies(site)
     }
 }
 
@@ -173,7 +203,7 @@ impl Attention {
         let qkv = [Site::Q(layer), Site::K(layer), Site::V(layer)];
         let [q, k, v] = qkv.map(|site| tape.take(site));
         let (q, k, v) = (q?, k?, v?);
-        let pattern = if tape.patterns { Some(tape.take(Site::Pattern(layer))?) } else { None };
+        let pattern = tape.kept.remove(&Site::Pattern(layer));
         let attended = ops::Attended { q: &q, k: &k, v: &v, z: &z, pattern: pattern.as_ref() };
         let mask = tape.masked.remove(&Site::Pattern(layer));
         let scale = 1.0 / (self.head_dim as f64).sqrt();

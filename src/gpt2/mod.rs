@@ -570,9 +570,13 @@ impl Attention {
 
 impl Mlp {
     fn forward<H: Hooks>(&self, x: &Tensor, layer: usize, hooks: &mut H) -> Result<Tensor> {
-        let pre = self.c_fc.forward(x)?;
-        let pre = hooks.at(Site::MlpPre(layer), pre)?; // [B, P, neuron]
-        let post = hooks.at(Site::MlpPost(layer), ops::gelu(&pre, self.activation)?)?; // [B, P, neuron]
+        let post = if hooks.wants(Site::MlpPre(layer)) {
+            let pre = hooks.at(Site::MlpPre(layer), self.c_fc.forward(x)?)?; // [B, P, neuron]
+            ops::gelu(&pre, self.activation)?
+        } else {
+            ops::linear_gelu(x, &self.c_fc.weight, &self.c_fc.bias, self.activation)?
+        };
+        let post = hooks.at(Site::MlpPost(layer), post)?; // [B, P, neuron]
         let out = self.c_proj.forward(&post)?;
         hooks.at(Site::MlpOut(layer), out) // [B, P, dim]
     }

@@ -29,7 +29,7 @@ pub struct AdamStep {
 }
 
 /// m ← β₁·m + (1 − β₁)·g, v ← β₂·v + (1 − β₂)·g² and p ← decay·p − step·m / (correction·√v + eps), with g the scaled gradient: four
-/// contiguous tensors of one shape and type, f32 or f64.
+/// contiguous tensors of one shape and type, f32 or f64, none of which shares its memory with another.
 pub fn adamw(parameter: &Tensor, mean: &Tensor, square: &Tensor, grad: &Tensor, adam: AdamStep) -> Result<()> {
     if [mean, square, grad].iter().any(|x| x.dims() != parameter.dims() || x.dtype() != parameter.dtype()) {
         candle_core::bail!("adamw: tensors of different shapes or types")

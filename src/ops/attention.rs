@@ -84,10 +84,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Causal) 
     attend(&causal_softmax(&scores, mask)?, v, mask)
 }
 
-/// Whether [`attention`] has no maps at all where nobody looks at them, for as many queries as keys of such a type.
+/// Whether [`attention()`] has no maps at all where nobody looks at them, for as many queries as keys of such a type.
 pub fn attention_hides_maps(dtype: DType, device: &Device, queries: usize, dim: usize) -> bool {
     #[cfg(feature = "cuda")]
-    return device.is_cuda() && super::whole::kernels(dtype, queries, dim);
+    return device.is_cuda() && super::whole::has_kernels(dtype, queries, dim);
     #[cfg(not(feature = "cuda"))]
     {
         let _ = (dtype, device, queries, dim);

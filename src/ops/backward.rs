@@ -16,7 +16,7 @@ use super::norm::{LayerNormGrad, norm_scale, normalize};
 use super::real::{Real, part, slice, vectorised, wrong_dtype};
 use super::{on_gpu, real_dtype, rows};
 
-/// The gradient of [`super::gelu`]'s input.
+/// The gradient of [`super::gelu()`]'s input.
 pub fn gelu_backward(x: &Tensor, form: Gelu, grad: &Tensor) -> Result<Tensor> {
     let [real_x, grad] = real([x, grad])?;
     real_x.apply_op2_no_bwd(&grad, &GeluGrad(form))?.to_dtype(x.dtype())
@@ -63,7 +63,7 @@ pub fn add_rows(sum: &Tensor, x: &Tensor, ids: &[u32]) -> Result<()> {
 }
 
 /// What attention leaves for its backward pass: queries, keys, values and their weighted sums, `[prompt, pos, head, dim]`, and the pattern,
-/// but where [`attention_hides_maps`].
+/// but where [`super::attention_hides_maps`].
 pub struct Attended<'a> {
     /// Queries.
     pub q: &'a Tensor,
@@ -83,9 +83,10 @@ impl Attended<'_> {
     pub fn backward(&self, grad: &Tensor, masked: Option<&Tensor>, scale: f64, mask: &Causal) -> Result<Tensor> {
         let Some(pattern) = self.pattern else {
             #[cfg(feature = "cuda")]
-            return super::whole::backward([self.q, self.k, self.v], self.z, grad, scale, mask);
-            #[cfg(not(feature = "cuda"))]
-            candle_core::bail!("attention without a pattern is for a GPU");
+            if masked.is_none() && super::whole::fits(self.q, self.k, self.v) {
+                return super::whole::backward([self.q, self.k, self.v], self.z, grad, scale, mask);
+            }
+            candle_core::bail!("the gradients of attention need its pattern here")
         };
         let dtype = real_dtype(grad);
         let [q, k, v, grad] = [self.q, self.k, self.v, grad].map(|x| dense(&x.to_dtype(dtype)?));
@@ -107,11 +108,11 @@ impl Attended<'_> {
     }
 }
 
-/// Contiguous, and of the type that operations compute in.
+/// Contiguous, and of the type that operations on the first compute in.
 fn real<const N: usize>(all: [&Tensor; N]) -> Result<[Tensor; N]> {
-    let mut out = all.map(Tensor::clone);
+    let (dtype, mut out) = (real_dtype(all[0]), all.map(Tensor::clone));
     for x in &mut out {
-        *x = x.to_dtype(real_dtype(x))?.contiguous()?;
+        *x = x.to_dtype(dtype)?.contiguous()?;
     }
     Ok(out)
 }

@@ -25,6 +25,14 @@ impl Gelu {
             Gelu::Erf => "gelu",
         }
     }
+
+    /// In place.
+    pub(super) fn apply<T: Real>(self, x: &mut [T]) {
+        match self {
+            Gelu::Tanh => each(x, 8, |x| x * tanh_gate(x)),
+            Gelu::Erf => each(x, 12, |x| x * x.normal_cdf()),
+        }
+    }
 }
 
 /// The activation, elementwise.
@@ -60,18 +68,15 @@ fn erf_slope<T: Real>(x: T) -> T {
     x.normal_cdf() + x * T::of(DENSITY) * (T::of(-0.5) * x * x).fast_exp()
 }
 
-/// y = f(x), in blocks of rows.
-fn map<T: Real>(x: &[T], cost: usize, f: impl Fn(T) -> T + Sync) -> Vec<T> {
-    let mut out = vec![T::zero(); x.len()];
-    rows::each_block(&mut out, 1, cost, |start, out| {
+/// x = f(x), in blocks of rows.
+fn each<T: Real>(x: &mut [T], cost: usize, f: impl Fn(T) -> T + Sync) {
+    rows::each_block(x, 1, cost, |_, x| {
         vectorised!({
-            let x = &x[start..start + out.len()];
-            for (y, &x) in out.iter_mut().zip(x) {
-                *y = f(x);
+            for x in x.iter_mut() {
+                *x = f(*x);
             }
         })
     });
-    out
 }
 
 /// y = g·f(x), in blocks of rows.
@@ -95,11 +100,8 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!(storage, "gelu", T => {
-            let x = slice::<T>(storage, layout, "gelu")?;
-            let out = match self {
-                Gelu::Tanh => map(x, 8, |x| x * tanh_gate(x)),
-                Gelu::Erf => map(x, 12, |x| x * x.normal_cdf()),
-            };
+            let mut out = slice::<T>(storage, layout, "gelu")?.to_vec();
+            self.apply(&mut out);
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
     }

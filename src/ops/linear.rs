@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp3, Layou
 
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::gelu::{Gelu, gelu};
 use super::gemm::{Threads, View, gemm};
 use super::real::{Real, for_real, part, slice, vectorised, wrong_dtype};
 use super::{in_real, on_gpu, rows, thin};
@@ -17,7 +18,17 @@ const FEW_ROWS: usize = 64;
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let dtype = super::real_dtype(x);
     let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, bias.to_dtype(dtype)?.contiguous()?);
-    in_real(x, |x| x.contiguous()?.apply_op3(&weight, &bias, Linear))
+    in_real(x, |x| x.contiguous()?.apply_op3(&weight, &bias, Linear { then: None }))
+}
+
+/// [`gelu`] of [`linear`], where nobody looks between them: the same bits in one pass.
+pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor, form: Gelu) -> Result<Tensor> {
+    let rounds = x.dtype() != super::real_dtype(x); // to 16 bits, between the two
+    if rounds || [x, weight, bias].iter().any(|x| x.track_op()) {
+        return gelu(&linear(x, weight, bias)?, form);
+    }
+    let (weight, bias) = (weight.to_dtype(x.dtype())?.contiguous()?, bias.to_dtype(x.dtype())?.contiguous()?);
+    x.contiguous()?.apply_op3_no_bwd(&weight, &bias, &Linear { then: Some(form) })
 }
 
 /// x·Wᵀ over the last axis: `[.., in]`, `[out, in]` → `[.., out]`.
@@ -46,7 +57,9 @@ pub(super) fn logits(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     linear_t(x, weight)
 }
 
-struct Linear;
+struct Linear {
+    then: Option<Gelu>,
+}
 #[cfg(feature = "cuda")]
 struct Logits;
 struct LinearT;
@@ -146,6 +159,9 @@ impl CustomOp3 for Linear {
                 let (x, w) = (View::new(x, (m, k), (k, 1)), View::new(w, (k, n), (n, 1)));
                 gemm(&mut out, n, x, w, T::one(), true, Threads::All);
             }
+            if let Some(form) = self.then {
+                form.apply(&mut out);
+            }
             Ok((T::to_cpu_storage_owned(out), with_last(l1, n)))
         })
     }
@@ -153,7 +169,7 @@ impl CustomOp3 for Linear {
     on_gpu!(self, x, weight, bias => {
         let (inner, n) = weight.1.shape().dims2()?;
         match matrix(x.1).1 == inner && bias.1.shape().elem_count() == n {
-            true => cuda::linear(x, weight, bias),
+            true => cuda::linear(x, weight, bias, self.then),
             false => Err(mismatch(x.1, weight.1, "linear")),
         }
     });

@@ -22,7 +22,7 @@ pub fn cross_entropy(logits: &Tensor, targets: Vec<u32>) -> Result<Tensor> {
         candle_core::bail!("cross-entropy: {} targets for {n} rows of {vocab} logits", targets.len())
     }
     let targets: Arc<[u32]> = targets.into();
-    by_rows(&logits.to_dtype(super::real_dtype(logits))?)?.apply_op1(CrossEntropy { targets })
+    spaced(&logits.to_dtype(super::real_dtype(logits))?)?.apply_op1(CrossEntropy { targets })
 }
 
 /// Turns logits into the gradients of their losses, each times its own number of `grad`.
@@ -30,8 +30,8 @@ pub(super) fn turn_into_gradient(logits: &Tensor, grad: &Tensor, targets: Arc<[u
     logits.inplace_op2(&grad.contiguous()?, &CrossEntropyGrad { targets })
 }
 
-/// Rows that a kernel reads: contiguous, and on a GPU any distance apart.
-fn by_rows(x: &Tensor) -> Result<Tensor> {
+/// Rows as operations read them: contiguous, and on a GPU any distance apart.
+fn spaced(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cuda() && x.stride()[1] == 1 { Ok(x.clone()) } else { x.contiguous() }
 }
 
@@ -73,7 +73,7 @@ impl CustomOp1 for CrossEntropy {
     on_gpu!(self, logits => cuda::cross_entropy(logits, &self.targets));
 
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let out = logits.copy()?;
+        let out = logits.detach().force_contiguous()?;
         turn_into_gradient(&out, grad, self.targets.clone())?;
         Ok(Some(out))
     }

@@ -34,15 +34,15 @@ pub use attention::{Causal, attend, attention, attention_hides_maps, attention_s
 pub use backward::{Attended, add_product, add_row_sums, add_rows, gelu_backward, layer_norm_backward};
 pub use embedding::embedding;
 pub use gelu::{Gelu, gelu};
-pub use linear::{linear, linear_t, over_rows, sum_rows};
+pub use linear::{linear, linear_gelu, linear_t, over_rows, sum_rows};
 pub use loss::{IGNORE, cross_entropy};
 pub use norm::{affine, layer_norm, norm_scale, normalize};
 pub use region::{read_region, write_region};
 pub(crate) use sum::finite;
 pub use sum::{all_finite, sum_of_squares};
 pub use tap::Taps;
-pub(crate) use unembed::ROWS_AT_ONCE;
-pub use unembed::{next_token_gradient, next_token_losses};
+pub(crate) use unembed::logits_at_once;
+pub use unembed::{next_token_gradient, next_token_gradient_by, next_token_losses};
 
 /// What an operation does on a GPU: `on_gpu!(self, x, y => …)` beside its `cpu_fwd`, with every tensor as storage and layout;
 /// `on_gpu!(self, mut x, y => …)` for one that changes x.

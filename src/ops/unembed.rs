@@ -1,24 +1,27 @@
 //! What a model loses on the tokens that come next, without the logits of all positions at once.
+//!
+//! With a vocabulary of 50,257 they are the largest tensor of a training step by far. On a GPU they have the 16 bits of what they come
+//! from; on the CPU they are f32.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::linear::{Product, logits};
 use super::loss::{cross_entropy, turn_into_gradient};
 
-/// Rows whose logits exist at once: enough for products at full speed.
-pub const ROWS_AT_ONCE: usize = 256;
-/// As many on a GPU, which needs more of them.
-const ROWS_ON_GPU: usize = 4096;
+/// Rows whose logits exist at once: enough for products at full speed, of which a GPU needs more.
+pub fn logits_at_once(device: &Device) -> usize {
+    if device.is_cuda() { 4096 } else { 256 }
+}
 
 /// [`cross_entropy`] of x·Wᵀ, row by row: `[n, d]`, `[vocab, d]` and n targets → `[n]`; not differentiable.
 pub fn next_token_losses(x: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    in_blocks(x, weight, targets, |_, _, logits, targets| cross_entropy(logits, targets.to_vec()))
+    let rows = logits_at_once(x.device());
+    in_blocks(rows, x, weight, targets, |_, _, logits, targets| cross_entropy(logits, targets.to_vec()))
 }
 
 /// As [`next_token_losses`], and the gradient of `factor` · Σ losses for x, `[n, d]`; its gradient for W is added to `into`.
 ///
-/// Logits are there once, and become their own gradients: with a vocabulary of 50,257 they are the largest tensor of a
-/// training step by far, which candle would hold four times over.
+/// Logits become their own gradients: there is never a second tensor of their size.
 pub fn next_token_gradient(
     x: &Tensor,
     weight: &Tensor,
@@ -26,8 +29,21 @@ pub fn next_token_gradient(
     factor: f64,
     into: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
+    next_token_gradient_by(logits_at_once(x.device()), x, weight, targets, factor, into)
+}
+
+/// As [`next_token_gradient`], with so many rows at once: for tests.
+#[doc(hidden)]
+pub fn next_token_gradient_by(
+    rows: usize,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    factor: f64,
+    into: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
     let mut gradient = Vec::new();
-    let losses = in_blocks(x, weight, targets, |x, weight, logits, targets| {
+    let losses = in_blocks(rows, x, weight, targets, |x, weight, logits, targets| {
         let losses = cross_entropy(logits, targets.to_vec())?;
         turn_into_gradient(logits, &losses.ones_like()?.affine(factor, 0.0)?, targets.into())?;
         if let Some(sum) = into {
@@ -39,8 +55,9 @@ pub fn next_token_gradient(
     Ok((losses, Tensor::cat(&gradient, 0)?.to_dtype(x.dtype())?))
 }
 
-/// The losses that `f` finds for some rows of x, the weight, and the rows' logits and targets.
+/// The losses that `f` finds for some rows of x at a time, the weight, and the rows' logits and targets.
 fn in_blocks(
+    most: usize,
     x: &Tensor,
     weight: &Tensor,
     targets: &[u32],
@@ -52,7 +69,6 @@ fn in_blocks(
     }
     let dtype = super::real_dtype(x);
     let (x, weight) = (x.detach().to_dtype(dtype)?.contiguous()?, weight.detach().to_dtype(dtype)?.contiguous()?);
-    let most = if x.device().is_cuda() { ROWS_ON_GPU } else { ROWS_AT_ONCE };
     let mut losses = Vec::new();
     for start in (0..n).step_by(most) {
         let rows = most.min(n - start);

@@ -2,10 +2,12 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, IndexOp, Layout, Result, Shape, Storage, Tensor};
 
+use candle_core::backend::BackendStorage;
+
 use super::{Causal, cuda, on_gpu};
 
 /// Whether there are kernels for so many queries of a type, and such heads. With few queries the steps are as fast.
-pub fn kernels(dtype: DType, queries: usize, dim: usize) -> bool {
+pub fn has_kernels(dtype: DType, queries: usize, dim: usize) -> bool {
     /// Of the 64 of a block.
     const LEAST: usize = 16;
     matches!(dtype, DType::F16 | DType::BF16) && (dim == 32 || dim == 64) && queries >= LEAST
@@ -21,12 +23,12 @@ pub fn fits(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
         stride.last() == Some(&1) && layout.start_offset() % 8 == 0 && stride[..3].iter().all(|stride| stride % 8 == 0)
     };
     let (all, tracked) = ([q, k, v], [q, k, v].iter().any(|x| x.track_op()));
-    kernels(q.dtype(), queries, dim)
+    has_kernels(q.dtype(), queries, dim)
         && all.iter().all(|x| x.dtype() == q.dtype() && aligned(x))
         && (!tracked || q.dims() == k.dims())
 }
 
-/// As [`super::attention`], for what [`fits`].
+/// As [`super::attention()`], for what [`fits`].
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Causal) -> Result<Tensor> {
     q.apply_op3(k, v, Whole { scale, mask: mask.clone() })
 }
@@ -34,8 +36,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Causal) 
 /// The gradients of queries, keys and values, `[prompt, pos, 3, head, dim]`, for the result and its gradient.
 pub fn backward(qkv: [&Tensor; 3], out: &Tensor, grad: &Tensor, scale: f64, mask: &Causal) -> Result<Tensor> {
     let of = qkv.map(Tensor::detach);
-    // From their beginnings, where rows are aligned.
-    let [out, grad] = [out, grad].map(|x| x.detach().force_contiguous());
+    // Rows are aligned where a tensor begins at a multiple of 16 bytes.
+    let [out, grad] = [out, grad].map(|x| match x.is_contiguous() && x.layout().start_offset() % 8 == 0 {
+        true => Ok(x.detach()),
+        false => x.detach().force_contiguous(),
+    });
     out?.apply_op2_no_bwd(&grad?, &WholeGrad { of, scale, mask: mask.clone() })
 }
 
@@ -103,6 +108,14 @@ impl CustomOp2 for WholeGrad {
     }
 
     on_gpu!(self, out, grad => {
+        let like = |x: &Tensor| x.dims() == self.of[0].dims() && x.dtype() == self.of[0].dtype();
+        let [q, k, v] = &self.of;
+        if !fits(q, k, v) || !like(k) || !like(v) || self.mask.offset() > 0 || q.dims() != out.1.dims() || q.dims() != grad.1.dims() {
+            candle_core::bail!("gradients of attention of {:?} to {:?}", q.shape(), k.shape())
+        }
+        if [out, grad].iter().any(|(x, _)| x.dtype() != q.dtype()) {
+            candle_core::bail!("gradients of attention in {:?} for {:?}", grad.0.dtype(), q.dtype())
+        }
         let [q, k, v] = self.of.each_ref().map(Tensor::storage_and_layout);
         match (&*q.0, &*k.0, &*v.0) {
             (Storage::Cuda(a), Storage::Cuda(b), Storage::Cuda(c)) => {

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels of src/ops/cuda/kernels.cu on a GPU in software and holds them against PyTorch.
+"""Runs the CUDA kernels of src/ops/cuda/*.cu on a GPU in software and holds them against PyTorch.
 
     python -m venv venv && venv/bin/pip install torch==2.15.0 numpy==2.4.6
     venv/bin/python tests/gpu/check.py
@@ -27,16 +27,27 @@ EQUAL = []
 
 
 def build():
-    out = pathlib.Path(tempfile.mkdtemp())
+    out, modules = pathlib.Path(tempfile.mkdtemp()), []
     subprocess.run([HERE / "build.sh", out], check=True)
-    kernels, ptx = HERE.parents[1] / "src" / "ops" / "cuda" / "kernels.cu", out / "kernels.ptx"
-    subprocess.run(["nvcc", "--ptx", "-arch=sm_80", "-O3", "-std=c++17", kernels, "-o", ptx], check=True)
-    driver, module = ctypes.CDLL(str(out / "libcuda.so.1")), ctypes.c_void_p()
-    assert driver.cuModuleLoadData(ctypes.byref(module), ptx.read_bytes() + b"\0") == 0
-    return driver, module
+    driver = ctypes.CDLL(str(out / "libcuda.so.1"))
+    for name in ("kernels", "whole"):
+        source, ptx, module = HERE.parents[1] / "src" / "ops" / "cuda" / f"{name}.cu", out / f"{name}.ptx", ctypes.c_void_p()
+        subprocess.run(["nvcc", "--ptx", "-arch=sm_80", "-O3", "-std=c++17", source, "-o", ptx], check=True)
+        assert driver.cuModuleLoadData(ctypes.byref(module), ptx.read_bytes() + b"\0") == 0
+        modules.append(module)
+    return driver, modules
 
 
-DRIVER, MODULE = build()
+DRIVER, MODULES = build()
+
+
+def kernel(name):
+    function = ctypes.c_void_p()
+    found = any(DRIVER.cuModuleGetFunction(ctypes.byref(function), module, name.encode()) == 0 for module in MODULES)
+    assert found, f"there is no kernel {name}"
+    return function
+
+
 warnings.filterwarnings("ignore", message="CUDA initialization")  # PyTorch finds that driver, and not enough in it
 STREAM = ctypes.c_void_p(1)
 
@@ -58,8 +69,7 @@ def launch(name, grid, threads, *arguments):
             kept.append(ctypes.c_uint64(0))
         else:
             kept.append(argument)
-    function = ctypes.c_void_p()
-    assert DRIVER.cuModuleGetFunction(ctypes.byref(function), MODULE, name.encode()) == 0, f"there is no kernel {name}"
+    function = kernel(name)
     pointers = (ctypes.c_void_p * len(kept))(*(ctypes.addressof(x) for x in kept))
     size = (*grid, 1, threads, 1, 1)
     assert DRIVER.cuLaunchKernel(function, *size, 0, STREAM, pointers, None) == 0, f"{name} cannot be launched"
@@ -121,16 +131,22 @@ def check(suffix, dtype, tolerance, generator):
         wanted.backward(grad.double())
         run("layer_norm_grad", rows, threads, grad, x, gain, out, u64(d), real(1e-5))
         same("layer_norm_grad", out, wx.grad, 20)
-        run("affine", 2, threads, x, gain, bias, out, u64(d), u64(rows * d))
+        run("affine", rows, threads, x, gain, bias, out, u64(d))
         same("affine", out, x.double() * gain.double() + bias.double())
         out = x.clone()
-        run("add_bias", 3, threads, out, bias, u64(d), u64(rows * d))
+        run("add_bias", rows, threads, out, bias, u64(d))
         same("add_bias", out, x.double() + bias.double())
+        summed = (x.double() + bias.double()).to(dtype).double()
+        for exact, form in [(0, "tanh"), (1, "none")]:
+            out = x.clone()
+            run("bias_gelu", rows, threads, out, bias, u64(d), u32(exact))
+            same("bias_gelu", out, F.gelu(summed, approximate=form), 2)
         run("add", 1, threads, x, grad, out, u64(rows * d))
         same("add", out, x.double() + grad.double())
 
     # The causal mask, with keys before the first query and with holes.
-    for prompts, heads, queries, keys, holes in [(2, 3, 5, 5, None), (2, 2, 4, 9, [[2, 5], [0, 0]]), (1, 1, 40, 70, [[30, 33]])]:
+    masks = [(2, 3, 5, 5, None), (2, 2, 4, 9, [[2, 5], [0, 0]]), (1, 1, 40, 70, [[30, 33]]), (1, 2, 40, 64, [[9, 25]])]
+    for prompts, heads, queries, keys, holes in masks:
         offset = keys - queries
         seen = torch.ones(queries, keys, dtype=torch.bool).tril(offset).expand(prompts, heads, queries, keys).clone()
         packed = None
@@ -153,27 +169,24 @@ def check(suffix, dtype, tolerance, generator):
         wanted.backward(g)
         close(f"causal_softmax_grad_{suffix}, by autograd", out, wide_scores.grad, 40 * tolerance)
         out = scores.clone()
-        run("hide", 2, 64, out, *sizes, real(-np.inf), u64(out.numel()))
+        run("hide", rows, 64, out, *sizes, real(-np.inf))
         assert torch.equal(out, scores.masked_fill(~seen, -torch.inf))
-        run("hide", 3, 32, out, *sizes, real(0.0), u64(out.numel()))
+        run("hide", rows, 32, out, *sizes, real(0.0))
         assert torch.equal(out, scores.masked_fill(~seen, 0.0))
     # A row of which nothing is seen is all 0.
     scores, out = torch.full((1, 1, 1, 8), -torch.inf, dtype=dtype), empty(1, 1, 1, 8)
     run("causal_softmax", 1, 32, scores, out, u64(1), u64(1), u64(8), u64(7), None)
     assert torch.equal(out, torch.zeros_like(out))
 
-    # Heads of a fused projection.
-    prompts, pos, heads, dim = 2, 5, 3, 4
-    fused = draw(prompts, pos, 3, heads, dim)
-    keys = fused[:, :, 1]
-    out = empty(prompts, heads, pos, dim)
-    strides = [u64(s) for s in keys.stride()[:3]]
-    base = fused.reshape(-1)[heads * dim :].clone()
-    run("pack", 2, 32, base, out, u64(pos), u64(heads), u64(dim), *strides, u64(out.numel()))
-    assert torch.equal(out, keys.transpose(1, 2))
-    back = empty(prompts, pos, heads, dim)
-    run("unpack", 3, 32, out, back, u64(pos), u64(heads), u64(dim), u64(out.numel()))
-    assert torch.equal(back, keys)
+    # Heads of a fused projection, some of which can be read 16 bytes at a time.
+    for prompts, pos, heads, dim in [(2, 5, 3, 3), (2, 5, 3, 4), (2, 3, 2, 16)]:
+        fused = draw(prompts, pos, 3, heads, dim)
+        keys, out, back = fused[:, :, 1], empty(prompts, heads, pos, dim), empty(prompts, pos, heads, dim)
+        base, sizes = fused.reshape(-1)[heads * dim :].clone(), [u64(pos), u64(heads), u64(dim)]
+        run("pack", prompts * pos, 32, base, out, *sizes, *map(u64, keys.stride()[:3]))
+        assert torch.equal(out, keys.transpose(1, 2))
+        run("unpack", prompts * pos, 32, out, back, *sizes)
+        assert torch.equal(back, keys)
 
     # Attention as a whole, beside its three steps with their roundings.
     if suffix in ("f16", "bf16"):
@@ -315,8 +328,7 @@ def strict():
         assert DRIVER.cuMemcpyHtoDAsync_v2(place, values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(values.nbytes), STREAM) == 0
 
     def double(place, count):
-        function = ctypes.c_void_p()
-        assert DRIVER.cuModuleGetFunction(ctypes.byref(function), MODULE, b"add_f32") == 0
+        function = kernel("add_f32")
         kept = [place, place, place, u64(count)]
         pointers = (ctypes.c_void_p * 4)(*(ctypes.addressof(x) for x in kept))
         assert DRIVER.cuLaunchKernel(function, 1, 1, 1, 64, 1, 1, 0, STREAM, pointers, None) == 0

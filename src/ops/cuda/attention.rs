@@ -30,9 +30,9 @@ impl<'a> Heads<'a> {
         let n = layout.shape().elem_count();
         let out = empty(x.device(), x.dtype(), n)?;
         let mut arguments = vec![launch::at(x, layout.start_offset())?, launch::at(&out, 0)?];
-        arguments.extend([pos, heads, dim, s0, s1, s2, n].map(|size| Size(size as u64)));
+        arguments.extend([pos, heads, dim, s0, s1, s2].map(|size| Size(size as u64)));
         if n > 0 {
-            launch(x.device(), "pack", x.dtype(), Grid::elements(n as u64), &arguments)?;
+            launch(x.device(), "pack", x.dtype(), Grid::rows(prompts * pos, heads * dim)?, &arguments)?;
         }
         Ok(Self::Packed(out, shape))
     }
@@ -72,9 +72,9 @@ fn products(map: Given<'_>, turned: bool, x: Given<'_>, factor: f64) -> Result<(
     }
     let unpacked = empty(map.0.device(), map.0.dtype(), n)?;
     let mut arguments = vec![launch::at(&out, 0)?, launch::at(&unpacked, 0)?];
-    arguments.extend([pos, heads, dim, n].map(|size| Size(size as u64)));
+    arguments.extend([pos, heads, dim].map(|size| Size(size as u64)));
     if n > 0 {
-        launch(out.device(), "unpack", out.dtype(), Grid::elements(n as u64), &arguments)?;
+        launch(out.device(), "unpack", out.dtype(), Grid::rows(prompts * pos, heads * dim)?, &arguments)?;
     }
     Ok((unpacked, shape))
 }
@@ -103,14 +103,14 @@ fn hide(
     value: f64,
     mask: &Causal,
 ) -> Result<()> {
-    let n = prompts * heads * queries * keys;
+    let rows = prompts * heads * queries;
     let holes = holes(mask, map)?;
     let mut arguments = vec![launch::at(map, 0)?];
     arguments.extend([heads, queries, keys, mask.offset()].map(|size| Size(size as u64)));
-    arguments.extend([place(holes.as_ref())?, Number(value), Size(n as u64)]);
-    match n {
+    arguments.extend([place(holes.as_ref())?, Number(value)]);
+    match rows * keys {
         0 => Ok(()),
-        _ => launch(map.device(), "hide", map.dtype(), Grid::elements(n as u64), &arguments),
+        _ => launch(map.device(), "hide", map.dtype(), Grid::rows(rows, keys)?, &arguments),
     }
 }
 

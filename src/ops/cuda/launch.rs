@@ -5,12 +5,22 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKer
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result};
 
-/// The kernels, for any device that has compute capability 8.0 or more: the driver translates them.
-const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+/// Kernels, for any device that has compute capability 8.0 or more: the driver translates those of a module when one is first asked for.
+pub struct Module {
+    name: &'static str,
+    ptx: &'static str,
+}
+
+/// Those of kernels.cu.
+const KERNELS: Module = Module { name: "kernels", ptx: include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx")) };
+/// Those of whole.cu: as much to translate as all others.
+pub const WHOLE: Module = Module { name: "whole", ptx: include_str!(concat!(env!("OUT_DIR"), "/whole.ptx")) };
 
 /// Threads of a block where every thread has an element of its own.
 const THREADS: u32 = 256;
-/// Blocks at most of such a launch; threads then have several elements.
+/// Elements that a thread reads at once, as many f32 as 16 bytes hold.
+const TAKEN: u64 = 4;
+/// Blocks at most of such a launch; threads then have more elements.
 const BLOCKS: u64 = 1 << 16;
 
 /// What a kernel is told.
@@ -32,14 +42,15 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Threads for so many elements.
+    /// Threads for so many elements, of which each takes some at once.
     pub fn elements(n: u64) -> Self {
-        Self { columns: n.div_ceil(u64::from(THREADS)).clamp(1, BLOCKS) as u32, rows: 1, threads: THREADS }
+        let columns = n.div_ceil(u64::from(THREADS) * TAKEN).clamp(1, BLOCKS);
+        Self { columns: columns as u32, rows: 1, threads: THREADS }
     }
 
     /// A block per row of so many elements.
     pub fn rows(rows: usize, width: usize) -> Result<Self> {
-        let threads = width.div_ceil(4).next_power_of_two().clamp(32, 512) as u32;
+        let threads = width.div_ceil(TAKEN as usize).next_power_of_two().clamp(32, 512) as u32;
         Self::blocks(rows, 1, threads)
     }
 
@@ -69,26 +80,40 @@ fn suffix(dtype: DType) -> Result<&'static str> {
     }
 }
 
-/// Runs a kernel for values of a type; nothing is waited for.
-///
-/// The caller says that arguments are those of the kernel, and that what they point to is as large as it reads and writes.
+/// Runs a kernel of kernels.cu, see [`Module::launch`].
 pub fn launch(device: &CudaDevice, name: &str, dtype: DType, grid: Grid, arguments: &[Argument]) -> Result<()> {
-    let function = device.get_or_load_custom_func(&format!("{name}_{}", suffix(dtype)?), "interp", PTX)?;
-    let mut builder = function.builder();
-    for argument in arguments {
-        match argument {
-            Argument::At(value) | Argument::Size(value) => builder.arg(value),
-            Argument::Word(value) => builder.arg(value),
-            Argument::Number(value) => builder.arg(value),
-        };
+    KERNELS.launch(device, name, dtype, grid, arguments)
+}
+
+impl Module {
+    /// Runs a kernel for values of a type; nothing is waited for.
+    ///
+    /// The caller says that arguments are those of the kernel, and that what they point to is as large as it reads and writes.
+    pub fn launch(
+        &self,
+        device: &CudaDevice,
+        name: &str,
+        dtype: DType,
+        grid: Grid,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let function = device.get_or_load_custom_func(&format!("{name}_{}", suffix(dtype)?), self.name, self.ptx)?;
+        let mut builder = function.builder();
+        for argument in arguments {
+            match argument {
+                Argument::At(value) | Argument::Size(value) => builder.arg(value),
+                Argument::Word(value) => builder.arg(value),
+                Argument::Number(value) => builder.arg(value),
+            };
+        }
+        let Grid { columns, rows, threads } = grid;
+        let config = LaunchConfig { grid_dim: (columns, rows, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: every call in these modules passes what the kernel of that name declares, for buffers of the sizes that it is told;
+        // tests/gpu/check.py runs the kernels themselves.
+        #[allow(unsafe_code)]
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
     }
-    let Grid { columns, rows, threads } = grid;
-    let config = LaunchConfig { grid_dim: (columns, rows, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: every call in this module passes what the kernel of that name declares, for buffers of the sizes that it is told;
-    // tests/gpu/check.py runs the kernels themselves.
-    #[allow(unsafe_code)]
-    unsafe { builder.launch(config) }.w()?;
-    Ok(())
 }
 
 /// Where the element `offset` of a storage is, as a number.

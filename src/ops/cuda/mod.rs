@@ -15,6 +15,7 @@ use launch::Argument::{Number, Size, Word};
 use launch::{Argument, Grid, empty, launch, start, words};
 use product::{Matrices, multiply};
 
+use super::gelu::Gelu;
 use super::linear::{matrix, with_last};
 
 pub use attention::{attend, attend_t, masked, scores, softmax, softmax_grad};
@@ -33,6 +34,7 @@ fn by_rows(
 ) -> Result<(CudaStorage, Shape)> {
     let (x, layout) = given[0];
     let ((rows, width), device) = (matrix(layout), x.device());
+    alike(name, given)?;
     let result = empty(device, x.dtype(), rows * out)?;
     let mut all = given.iter().map(|(x, layout)| start(x, layout, name)).collect::<Result<Vec<_>>>()?;
     all.push(launch::at(&result, 0)?);
@@ -47,6 +49,10 @@ fn by_rows(
 fn by_elements(name: &'static str, given: &[Given<'_>], arguments: &[Argument]) -> Result<(CudaStorage, Shape)> {
     let (x, layout) = given[0];
     let n = layout.shape().elem_count();
+    alike(name, given)?;
+    if given.iter().any(|(_, other)| other.shape().elem_count() != n) {
+        candle_core::bail!("{name}: tensors of different sizes")
+    }
     let result = empty(x.device(), x.dtype(), n)?;
     let mut all = given.iter().map(|(x, layout)| start(x, layout, name)).collect::<Result<Vec<_>>>()?;
     all.push(launch::at(&result, 0)?);
@@ -58,12 +64,18 @@ fn by_elements(name: &'static str, given: &[Given<'_>], arguments: &[Argument]) 
     Ok((result, layout.shape().clone()))
 }
 
+/// Refuses tensors of different types, which a kernel would read as what they are not.
+fn alike(name: &str, given: &[Given<'_>]) -> Result<()> {
+    match given.iter().find(|(x, _)| x.dtype() != given[0].0.dtype()) {
+        Some((other, _)) => candle_core::bail!("{name}: {:?} and {:?}", given[0].0.dtype(), other.dtype()),
+        None => Ok(()),
+    }
+}
+
 /// A kernel that changes a tensor in place, a thread per element.
 fn in_place(name: &'static str, (x, layout): Given<'_>, others: &[Given<'_>], arguments: &[Argument]) -> Result<()> {
     let n = layout.shape().elem_count();
-    if others.iter().any(|(other, _)| other.dtype() != x.dtype()) {
-        candle_core::bail!("{name}: tensors of different types")
-    }
+    alike(name, &[&[(x, layout)], others].concat())?;
     let mut all = vec![start(x, layout, name)?];
     for (other, layout) in others {
         all.push(start(other, layout, name)?);
@@ -110,7 +122,7 @@ pub fn layer_norm_grad(grad: Given<'_>, x: Given<'_>, gain: Given<'_>, eps: f64)
 }
 
 pub fn affine(x: Given<'_>, gain: Given<'_>, bias: Given<'_>) -> Result<(CudaStorage, Shape)> {
-    by_elements("affine", &[x, gain, bias], &[Size(matrix(x.1).1 as u64)])
+    by_rows("affine", &[x, gain, bias], matrix(x.1).1, |d| vec![Size(d as u64)], x.1.shape().clone())
 }
 
 // The rest of a block.
@@ -135,13 +147,19 @@ fn product(left: Matrices<'_>, right: Matrices<'_>) -> Result<CudaStorage> {
     Ok(out)
 }
 
-/// x·W + b.
-pub fn linear(x: Given<'_>, weight: Given<'_>, bias: Given<'_>) -> Result<(CudaStorage, Shape)> {
+/// x·W + b, and GELU of that.
+pub fn linear(x: Given<'_>, weight: Given<'_>, bias: Given<'_>, then: Option<Gelu>) -> Result<(CudaStorage, Shape)> {
     let n = weight.1.shape().dims2()?.1;
     let out = product(Matrices::of(x, "linear")?, Matrices::of(weight, "linear")?)?;
     let shape = with_last(x.1, n);
-    let layout = Layout::contiguous(&shape);
-    in_place("add_bias", (&out, &layout), &[bias], &[Size(n as u64)])?;
+    let (rows, mut arguments) = (shape.elem_count() / n.max(1), vec![launch::at(&out, 0)?]);
+    arguments.extend([start(bias.0, bias.1, "linear")?, Size(n as u64)]);
+    arguments.extend(then.map(|form| Word((form == Gelu::Erf).into())));
+    alike("linear", &[x, weight, bias])?;
+    if rows * n > 0 {
+        let name = if then.is_some() { "bias_gelu" } else { "add_bias" };
+        launch(out.device(), name, out.dtype(), Grid::rows(rows, n)?, &arguments)?;
+    }
     Ok((out, shape))
 }
 

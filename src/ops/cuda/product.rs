@@ -51,7 +51,7 @@ impl<'a> Matrices<'a> {
         if right == 1 || columns == 1 {
             Ok((sys::cublasOperation_t::CUBLAS_OP_N, int(if rows == 1 { columns } else { down })?))
         } else if down == 1 || rows == 1 {
-            Ok((sys::cublasOperation_t::CUBLAS_OP_T, int(if columns == 1 { rows } else { right })?))
+            Ok((sys::cublasOperation_t::CUBLAS_OP_T, int(right)?))
         } else {
             candle_core::bail!("a matrix whose rows are {down} apart and whose columns are {right}")
         }

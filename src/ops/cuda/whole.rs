@@ -6,7 +6,7 @@ use candle_core::{CudaStorage, DType, Result, Shape};
 use super::Given;
 use super::attention::{holes, place};
 use super::launch::Argument::{Number, Size};
-use super::launch::{self, Argument, Grid, empty, launch, start};
+use super::launch::{self, Argument, Grid, WHOLE, empty, start};
 use crate::ops::Causal;
 
 /// Queries of a block, and keys.
@@ -41,7 +41,7 @@ pub fn whole(q: Given<'_>, k: Given<'_>, v: Given<'_>, scale: f64, mask: &Causal
     arguments.push(launch::at(&out, 0)?);
     if prompts > 0 {
         let grid = Grid::blocks(prompts * heads, queries.div_ceil(BLOCK), 128)?;
-        launch(q.0.device(), &format!("attention_{dim}"), q.0.dtype(), grid, &arguments)?;
+        WHOLE.launch(q.0.device(), &format!("attention_{dim}"), q.0.dtype(), grid, &arguments)?;
     }
     Ok((out, q.1.shape().clone()))
 }
@@ -64,10 +64,10 @@ pub fn whole_grad(
         let given = given(q, k, v, scale, place(holes.as_ref())?, mask)?;
         let mut arguments = given.clone();
         arguments.extend([start(out.0, out.1, "attention")?, grad, into, rows]);
-        launch(device, &format!("attention_grad_q_{dim}"), dtype, grid, &arguments)?;
+        WHOLE.launch(device, &format!("attention_grad_q_{dim}"), dtype, grid, &arguments)?;
         let mut arguments = given;
         arguments.extend([grad, into, rows]);
-        launch(device, &format!("attention_grad_kv_{dim}"), dtype, grid, &arguments)?;
+        WHOLE.launch(device, &format!("attention_grad_kv_{dim}"), dtype, grid, &arguments)?;
     }
     Ok((to, Shape::from((prompts, pos, 3, heads, dim))))
 }
