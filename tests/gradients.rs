@@ -203,9 +203,15 @@ impl Masks for Dropped {
     }
 }
 
-/// What a model loses on the targets of a ragged batch of which every row starts elsewhere, and the gradient of every weight that is
-/// `learned`, as candle finds it and as [`Gpt2::learn`] does; none where it is zero.
-fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -> [(f64, Vec<(String, Vec<f64>)>); 2] {
+/// What a model loses, and the gradient of every weight that learns, by name.
+#[derive(Debug, PartialEq)]
+struct Learned {
+    loss: f64,
+    gradients: Vec<(String, Vec<f64>)>,
+}
+
+/// What is learned from a ragged batch of which every row starts elsewhere, as candle finds it and as [`Gpt2::learn`] does.
+fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -> [Learned; 2] {
     const FACTOR: f64 = 0.3;
     let (weights, starts) = (weights(config, DType::F64), [2, 0]);
     let tokens = tokens(config, &[5, 4], 3);
@@ -231,7 +237,7 @@ fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -
         let grad = found.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
         (name.clone(), values(grad))
     });
-    let candle = (loss.to_scalar().unwrap(), candle.collect());
+    let candle = Learned { loss: loss.to_scalar().unwrap(), gradients: candle.collect() };
 
     let zeros = |name: &str| match learns(name) {
         true => Ok(weights[name].zeros_like()?),
@@ -247,9 +253,9 @@ fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -
         false => model.learn(&lesson, &mut (), &sums),
     };
     let ours = sums.tensors().into_iter().filter(|(name, _)| learns(name)).map(|(name, sum)| (name, values(sum)));
-    let mut ours: Vec<_> = ours.collect();
-    ours.sort_by_key(|(name, _)| name.clone());
-    [candle, (losses.unwrap().sum_all().unwrap().to_scalar().unwrap(), ours)]
+    let mut gradients: Vec<_> = ours.collect();
+    gradients.sort_by_key(|(name, _)| name.clone());
+    [candle, Learned { loss: losses.unwrap().sum_all().unwrap().to_scalar().unwrap(), gradients }]
 }
 
 #[test]
@@ -257,9 +263,9 @@ fn what_is_learned_is_what_candle_finds() {
     let tied = interp::Config { tie_word_embeddings: true, n_embd: 8, ..small_config() };
     for (config, drop) in [(small_config(), false), (small_config(), true), (tied, true)] {
         let [candle, ours] = learned(&config, drop, |_| true);
-        assert!((candle.0 - ours.0).abs() < 1e-9 * candle.0);
-        assert_eq!(ours.1.len(), config.tensors().len());
-        for ((name, candle), (other, ours)) in candle.1.iter().zip(&ours.1) {
+        assert!((candle.loss - ours.loss).abs() < 1e-9 * candle.loss);
+        assert_eq!(ours.gradients.len(), config.tensors().len());
+        for ((name, candle), (other, ours)) in candle.gradients.iter().zip(&ours.gradients) {
             assert_eq!(name, other);
             let largest = candle.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
             let away = candle.iter().zip(ours).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -338,7 +344,7 @@ fn losses_in_blocks_are_those_of_all_logits() {
 #[test]
 fn what_is_frozen_is_left_alone_and_the_rest_learns_the_same() {
     let config = small_config();
-    let [_, (loss, whole)] = learned(&config, true, |_| true);
+    let [_, whole] = learned(&config, true, |_| true);
     let parts: [fn(&str) -> bool; 6] = [
         |name| name.starts_with("h.1."),
         |name| name == "h.2.mlp.c_fc.bias",
@@ -348,9 +354,9 @@ fn what_is_frozen_is_left_alone_and_the_rest_learns_the_same() {
         |_| false,
     ];
     for learns in parts {
-        let [_, (again, part)] = learned(&config, true, learns);
-        let wanted: Vec<_> = whole.iter().filter(|(name, _)| learns(name)).cloned().collect();
-        assert_eq!((again, part), (loss, wanted));
+        let [_, part] = learned(&config, true, learns);
+        let wanted = whole.gradients.iter().filter(|(name, _)| learns(name)).cloned().collect();
+        assert_eq!(part, Learned { loss: whole.loss, gradients: wanted });
     }
 }
 
