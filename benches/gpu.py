@@ -99,6 +99,7 @@ def worker(kind, directory, device, dtype):
     data = (directory / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header, state = json.loads(data[8 : 8 + size]), {}
+    header.pop("__metadata__")
     for name, entry in header.items():
         begin, end = (8 + size + at for at in entry["data_offsets"])
         state[name] = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.float32).reshape(entry["shape"])
