@@ -126,6 +126,53 @@ fn attention_differentiates_with_cache_and_holes() {
     }
 }
 
+/// Attention of `[prompt, pos, head, dim]` as one would write it with candle's own operations, on the CPU.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Causal) -> Tensor {
+    let turn = |x: &Tensor| x.transpose(1, 2).unwrap().contiguous().unwrap();
+    let (prompts, queries, heads, _) = q.dims4().unwrap();
+    let keys = k.dim(1).unwrap();
+    let hidden: Vec<f64> = (0..prompts * heads * queries * keys)
+        .map(|i| (i % keys, i / keys % queries, i / (keys * queries * heads)))
+        .map(|(key, query, prompt)| if mask.sees(prompt, query, key) { 0.0 } else { -1e300 })
+        .collect();
+    let hidden = Tensor::from_vec(hidden, (prompts, heads, queries, keys), &candle_core::Device::Cpu).unwrap();
+    let scores = ((turn(q).matmul(&turn(k).t().unwrap()).unwrap() * 0.5).unwrap() + hidden).unwrap();
+    let largest = scores.max_keepdim(3).unwrap().detach();
+    let powers = scores.broadcast_sub(&largest).unwrap().exp().unwrap();
+    let pattern = powers.broadcast_div(&powers.sum_keepdim(3).unwrap()).unwrap();
+    pattern.matmul(&turn(v)).unwrap().transpose(1, 2).unwrap()
+}
+
+#[test]
+fn attention_over_long_texts_is_plain_attention() {
+    // Longer than what is computed together, with prompts enough for heads to be packed, after a cache and with a hole.
+    let cases = [
+        (1, 600, 600, Causal::new(0)),
+        (5, 270, 270, Causal::new(0)),
+        (2, 300, 570, Causal::with_holes(270, vec![3..260, 0..0])),
+    ];
+    for (prompts, queries, keys, mask) in cases {
+        let shapes = [[prompts, queries, 2, 3], [prompts, keys, 2, 3], [prompts, keys, 2, 3]];
+        let inputs: Vec<Tensor> = (0..3).map(|i| input(&shapes[i], i as u64)).collect();
+        let run = |device: &candle_core::Device, f: &dyn Fn(&[Tensor]) -> Tensor| {
+            let vars: Vec<Var> =
+                inputs.iter().map(|x| Var::from_tensor(&x.to_device(device).unwrap()).unwrap()).collect();
+            let z = f(&vars.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>());
+            let weights = noise(z.dims(), DType::F64, 99).to_device(device).unwrap();
+            let grads = (&z * weights).unwrap().sum_all().unwrap().backward().unwrap();
+            let mut all = vec![values(&z)];
+            all.extend(vars.iter().map(|var| values(grads.get(var).unwrap())));
+            all
+        };
+        let wanted = run(&candle_core::Device::Cpu, &|x| plain_attention(&x[0], &x[1], &x[2], &mask));
+        let found = run(&common::device(), &|x| ops::attention(&x[0], &x[1], &x[2], 0.5, &mask).unwrap());
+        for (what, (wanted, found)) in ["z", "q", "k", "v"].iter().zip(wanted.iter().zip(&found)) {
+            let away = wanted.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(away < 1e-10, "{queries} queries, {what}: {away:e}");
+        }
+    }
+}
+
 #[test]
 fn cross_entropy_differentiates_and_ignores() {
     let targets = vec![1, ops::IGNORE, 6, 0];

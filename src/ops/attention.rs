@@ -348,7 +348,7 @@ impl CustomOp2 for Attend {
     on_gpu!(self, weights, x => {
         let ((b, h, _, keys), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
         check((b, h, keys) == (xb, xh, pos), weights.1, x.1, "attend")?;
-        cuda::attend(weights, x, self.factor)
+        cuda::attend(weights, x, self.factor, &self.mask)
     });
 
     fn bwd(
@@ -421,7 +421,7 @@ impl CustomOp2 for AttendT {
     on_gpu!(self, weights, x => {
         let ((b, h, queries, _), (xb, pos, xh, _)) = (weights.1.shape().dims4()?, x.1.shape().dims4()?);
         check((b, h, queries) == (xb, xh, pos), weights.1, x.1, "attend-t")?;
-        cuda::attend_t(weights, x, self.factor)
+        cuda::attend_t(weights, x, self.factor, &self.mask)
     });
 }
 

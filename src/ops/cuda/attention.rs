@@ -1,5 +1,7 @@
 //! Causal attention: products of all heads at once, and the mask.
 
+use std::ops::Range;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, Layout, Result, Shape};
 
@@ -53,19 +55,38 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// `map · x`, or its transpose `· x`, for a contiguous `[prompt, head, query, key]` and `[prompt, pos, head, dim]`: like x.
-fn products(map: Given<'_>, turned: bool, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
-    let ((prompts, heads, _, _), dim) = (map.1.shape().dims4()?, x.1.shape().dims4()?.3);
+/// Queries, or keys, whose products are computed together: with what none of them sees or is seen by left out, long texts take about half of
+/// the time.
+const BLOCK: usize = 256;
+
+fn blocks(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(BLOCK).map(move |start| start..n.min(start + BLOCK))
+}
+
+/// `map · x`, or its transpose `· x`, for a contiguous `[prompt, head, query, key]` that is 0 where `mask` hides a key and
+/// `[prompt, pos, head, dim]`: like x.
+fn products(map: Given<'_>, turned: bool, x: Given<'_>, factor: f64, mask: &Causal) -> Result<(CudaStorage, Shape)> {
+    let ((prompts, heads, queries, keys), dim) = (map.1.shape().dims4()?, x.1.shape().dims4()?.3);
     let (left, x) = (maps(map.0, map.1.start_offset(), map.1)?, Heads::of(x)?);
-    let left = if turned { left.turned() } else { left };
-    let pos = left.size.0;
+    let pos = if turned { keys } else { queries };
     let n = prompts * pos * heads * dim;
     let out = empty(map.0.device(), map.0.dtype(), n)?;
     // [prompt, pos, head, dim], or where x is packed [prompt, head, pos, dim].
     let packed = matches!(x, Heads::Packed(..));
     let (stride, apart) = if packed { ((dim, 1), pos * dim) } else { ((heads * dim, 1), dim) };
     let to = Matrices { storage: &out, start: 0, size: (pos, dim), stride, apart: (heads * pos * dim, apart) };
-    multiply(to, left, x.matrices()?, (prompts, heads), factor, false)?;
+    let right = x.matrices()?;
+    for block in blocks(pos) {
+        // A query sees no key behind its own position, and a key is seen by no query before it.
+        let (left, seen) = if turned {
+            let seen = block.start.saturating_sub(mask.offset()).min(queries)..queries;
+            (left.columns(block.clone()).rows(seen.clone()).turned(), seen)
+        } else {
+            let seen = 0..keys.min(block.end + mask.offset());
+            (left.rows(block.clone()).columns(seen.clone()), seen)
+        };
+        multiply(to.rows(block), left, right.rows(seen), (prompts, heads), factor, false)?;
+    }
     let shape = Shape::from((prompts, pos, heads, dim));
     if !packed {
         return Ok((out, shape));
@@ -125,8 +146,12 @@ pub fn scores(
     let shape = (prompts, heads, queries, keys);
     let out = empty(q.0.device(), q.0.dtype(), prompts * heads * queries * keys)?;
     let (q, k) = (Heads::of(q)?, Heads::of(k)?);
-    let to = maps(&out, 0, &Layout::contiguous(shape))?;
-    multiply(to, q.matrices()?, k.matrices()?.turned(), (prompts, heads), scale, false)?;
+    let (to, q, k) = (maps(&out, 0, &Layout::contiguous(shape))?, q.matrices()?, k.matrices()?);
+    for block in blocks(queries) {
+        let seen = 0..keys.min(block.end + mask.offset());
+        let to = to.rows(block.clone()).columns(seen.clone());
+        multiply(to, q.rows(block), k.rows(seen).turned(), (prompts, heads), scale, false)?;
+    }
     if let Some(hidden) = hidden {
         hide(&out, shape, hidden, mask)?;
     }
@@ -162,13 +187,13 @@ pub fn softmax_grad(p: Given<'_>, grad: Given<'_>, mask: &Causal) -> Result<(Cud
 }
 
 /// factor · Σₖ weights[.., query, key] · x[.., key, ..].
-pub fn attend(weights: Given<'_>, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
-    products(weights, false, x, factor)
+pub fn attend(weights: Given<'_>, x: Given<'_>, factor: f64, mask: &Causal) -> Result<(CudaStorage, Shape)> {
+    products(weights, false, x, factor, mask)
 }
 
 /// factor · Σ_query weights[.., query, key] · x[.., query, ..].
-pub fn attend_t(weights: Given<'_>, x: Given<'_>, factor: f64) -> Result<(CudaStorage, Shape)> {
-    products(weights, true, x, factor)
+pub fn attend_t(weights: Given<'_>, x: Given<'_>, factor: f64, mask: &Causal) -> Result<(CudaStorage, Shape)> {
+    products(weights, true, x, factor, mask)
 }
 
 /// A copy with `hidden` wherever the mask hides a key.

@@ -1,5 +1,7 @@
 //! Products of matrices: cuBLAS's.
 
+use std::ops::Range;
+
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::cuda_backend::{WrapErr, gemm_reduced_precision_f32};
@@ -37,6 +39,16 @@ impl<'a> Matrices<'a> {
             }
             _ => Err(candle_core::Error::RequiresContiguous { op }.bt()),
         }
+    }
+
+    /// Some rows of every one.
+    pub fn rows(self, range: Range<usize>) -> Self {
+        Self { start: self.start + range.start * self.stride.0, size: (range.len(), self.size.1), ..self }
+    }
+
+    /// Some columns of every one.
+    pub fn columns(self, range: Range<usize>) -> Self {
+        self.turned().rows(range).turned()
     }
 
     /// Every one transposed.
