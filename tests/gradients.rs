@@ -288,7 +288,7 @@ fn learned(config: &interp::Config, drop: bool, learns: impl Fn(&str) -> bool) -
 
     let zeros = |name: &str| match learns(name) {
         true => Ok(weights[name].zeros_like()?),
-        false => Ok(Tensor::zeros(0, DType::F64, &common::device())?),
+        false => Ok(Tensor::zeros(0, DType::F64, &candle_core::Device::Cpu)?),
     };
     let (model, sums) = (
         Gpt2::new(config.clone(), |name| Ok(weights[name].clone())).unwrap(),
