@@ -2,8 +2,8 @@
 
     python3 benches/gpu.py WORKER INTERP --out DIR [--sizes gpt2 gpt2-xl] [--rounds 5] [--device cuda]
 
-WORKER is what `cargo bench --no-run --bench forward --features cuda` built, INTERP the binary. All of it takes less than ten
-minutes and writes gpu.json and gpu.md into DIR. Hugging Face takes part where its transformers are installed. The rest of PyTorch's
+WORKER is what `cargo bench --no-run --bench forward --features cuda` built, INTERP the binary. It writes gpu.json and gpu.md into DIR,
+and begins nothing after --minutes: what is left out is named. Hugging Face takes part where its transformers are installed. The rest of PyTorch's
 side is in this file: GPT-2 as nanoGPT writes it, because TransformerLens may not be there, in three ways to use it:
 
     fused     scaled_dot_product_attention, and GELU as one operation
@@ -11,7 +11,7 @@ side is in this file: GPT-2 as nanoGPT writes it, because TransformerLens may no
     nanoGPT   the training step: autocast to bf16, fused AdamW, clipping, compiled
 
 What is timed ends when the device is done. Contenders of a task take turns, in an order that alternates; medians, after two rounds
-to warm up. A task that a contender fails is reported with its last words. First `interp doctor --gpu` holds the GPU against the CPU,
+to warm up, and fewer rounds where one takes long. A task that a contender fails is reported with its last words. First `interp doctor --gpu` holds the GPU against the CPU,
 and measures its products and copies: of those ceilings the table gives our share.
 """
 
@@ -312,10 +312,17 @@ TASKS = [
 ]
 
 
-def race(args, size, directory):
+# Seconds after which a task gets no further round.
+PATIENCE = 30
+
+
+def race(args, size, directory, deadline):
     rows = []
     for task, request, dtype, peers in TASKS:
         if args.tasks and task not in args.tasks:
+            continue
+        if time.monotonic() > deadline:
+            print(f"left out for want of time: {task} of {size} in {dtype}", flush=True)
             continue
         request = args.request or request
         short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
@@ -324,8 +331,10 @@ def race(args, size, directory):
             peer: [sys.executable, __file__, "worker", peer, directory, args.device, dtype] for peer in peers
         }
         contenders = [Contender(name, command) for name, command in commands.items()]
-        times = {contender.name: [] for contender in contenders}
+        times, start = {contender.name: [] for contender in contenders}, time.monotonic()
         for turn in range(-2, args.rounds):
+            if turn > 0 and time.monotonic() > min(start + PATIENCE, deadline):
+                break
             for contender in contenders if turn % 2 else reversed(contenders):
                 seconds = contender.ask(task, request)
                 if seconds is not None and turn >= 0:
@@ -386,11 +395,12 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["gpt2", "gpt2-xl"], choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--request", help="tokens of every task, T or T×B")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    doctor, rows = None, []
+    doctor, rows, deadline = None, [], time.monotonic() + 60 * args.minutes
     if args.device.startswith("cuda"):
         done = subprocess.run([args.interp, "doctor", "--gpu", "--format", "json"], capture_output=True, text=True)
         doctor = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr, "said": done.stdout}
@@ -399,7 +409,7 @@ def main():
         with tempfile.TemporaryDirectory() as directory:
             directory = pathlib.Path(directory)
             make_model(directory, SHAPES[size])
-            rows += race(args, size, directory)
+            rows += race(args, size, directory, deadline)
             # What there is by now stays, should the next one be cut off.
             (args.out / "gpu.json").write_text(json.dumps({"doctor": doctor, "rows": rows}, indent=1))
             (args.out / "gpu.md").write_text(table(rows, doctor))
