@@ -76,6 +76,12 @@ template <typename T, int D> __device__ void product_of(float sum[4], const u32 
     }
 }
 
+// What was a sum of 16 x 8 is as a factor half of 16 x 16.
+template <typename T> __device__ void as_factor(u32 factor[2], const float sum[4]) {
+    factor[0] = two<T>(sum[0], sum[1]);
+    factor[1] = two<T>(sum[2], sum[3]);
+}
+
 // Adds what a fragment of 16 weights of rows j * 16 and on of a tile makes of them.
 template <typename T, int D> __device__ void weigh(float sum[D / 8][4], const u32 weights[4], T (*tile)[D + 8], int j) {
     u32 lane = threadIdx.x % 32;
@@ -172,9 +178,8 @@ template <typename T, int D> __device__ void attention(Heads<T> x, T *out) {
         for (int n = 0; n < KEYS / 8; n++)
             for (int i = 0; i < 4; i++) s[n][i] = probability(s[n][i], max[i / 2], total[i / 2]);
         for (int j = 0; j < KEYS / 16; j++) {
-            // What was a sum of 16 x 8 is as a factor half of 16 x 16.
-            u32 weights[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                              two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            u32 weights[4];
+            as_factor<T>(weights, s[2 * j]), as_factor<T>(weights + 2, s[2 * j + 1]);
             weigh<T, D>(z, weights, tile_v, j);
         }
     }
@@ -226,8 +231,8 @@ template <typename T, int D> __device__ void attention_grad_q(Heads<T> x, const 
             }
         }
         for (int j = 0; j < KEYS / 16; j++) {
-            u32 weights[4] = {two<T>(s[2 * j][0], s[2 * j][1]), two<T>(s[2 * j][2], s[2 * j][3]), two<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                              two<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+            u32 weights[4];
+            as_factor<T>(weights, s[2 * j]), as_factor<T>(weights + 2, s[2 * j + 1]);
             weigh<T, D>(sum, weights, tile_k, j);
         }
     }
@@ -266,7 +271,7 @@ template <typename T, int D> __device__ void attention_grad_kv(Heads<T> x, const
                     s[i] = seen ? rounded<T>(probability(rounded<T>(s[i] * x.scale), of[0], of[1])) : 0;
                     of_p[i] = s[i] * (rounded<T>(of_p[i]) - of[2]);
                 }
-                for (int i = 0; i < 2; i++) p[2 * half + i] = two<T>(s[2 * i], s[2 * i + 1]), ds[2 * half + i] = two<T>(of_p[2 * i], of_p[2 * i + 1]);
+                as_factor<T>(p + 2 * half, s), as_factor<T>(ds + 2 * half, of_p);
             }
             weigh<T, D>(to_v, p, tile_g, j);
             weigh<T, D>(to_k, ds, tile_q, j);
