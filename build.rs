@@ -6,6 +6,7 @@ use std::process::Command;
 /// Where the kernels are, and the two modules that they make.
 const FOLDER: &str = "src/ops/cuda";
 const MODULES: [&str; 2] = ["kernels", "whole"];
+const NEEDED: &str = "the feature `cuda` needs nvcc of a CUDA toolkit, 12 or 13, on PATH or in CUDA_HOME";
 
 fn main() {
     println!("cargo::rerun-if-changed={FOLDER}/values.cuh");
@@ -17,7 +18,11 @@ fn main() {
     for name in ["CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rustc-env=CUDA_MAJOR={}", major());
+    let (major, minor) = release(nvcc()).expect(NEEDED);
+    // As the driver counts them: a driver that is older refuses the PTX.
+    println!("cargo::rustc-env=CUDA_VERSION={}", 1000 * major + 10 * minor);
+    // Libraries have it in their names: cudarc asks the nvcc on PATH.
+    println!("cargo::rustc-env=CUDA_MAJOR={}", release("nvcc".into()).map_or(major, |(major, _)| major));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for module in MODULES {
         // PTX of the oldest architecture that is supported: the driver translates it for whatever GPU there is.
@@ -27,20 +32,18 @@ fn main() {
         match command.status() {
             Ok(status) if status.success() => {}
             Ok(status) => panic!("nvcc ended with {status}: {command:?}"),
-            Err(e) => panic!(
-                "cannot run nvcc ({e}): the feature `cuda` needs a CUDA toolkit, 12 or 13, on PATH or in CUDA_HOME"
-            ),
+            Err(e) => panic!("cannot run nvcc ({e}): {NEEDED}"),
         }
     }
 }
 
-/// The version of CUDA, whose libraries have it in their names: that of the nvcc on PATH, which cudarc asks too.
-fn major() -> String {
-    let ask = |nvcc: PathBuf| Command::new(nvcc).arg("--version").output();
-    let said = ask("nvcc".into()).or_else(|_| ask(nvcc())).map(|output| output.stdout).unwrap_or_default();
+/// The version of CUDA that a compiler is of, before and behind the point; none where it does not run.
+fn release(nvcc: PathBuf) -> Option<(u32, u32)> {
+    let said = Command::new(nvcc).arg("--version").output().ok()?.stdout;
     let said = String::from_utf8_lossy(&said);
-    let release = said.split("release ").nth(1).and_then(|rest| rest.split('.').next());
-    release.expect("`nvcc --version` names a release: the feature `cuda` needs a CUDA toolkit, 12 or 13").to_string()
+    let (major, rest) = said.split("release ").nth(1)?.split_once('.')?;
+    let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn nvcc() -> PathBuf {

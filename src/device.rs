@@ -79,6 +79,13 @@ fn cuda(number: usize) -> std::result::Result<Device, String> {
     if let Some(why) = crate::driver::missing() {
         return Err(why);
     }
+    let known = driver().map_err(|e| said(&e))?;
+    if known < BUILT {
+        let (known, built) = (version(known), version(BUILT));
+        return Err(format!(
+            "its driver knows CUDA {known}, and this build is of CUDA {built}: update the driver, or build with an older toolkit"
+        ));
+    }
     // A stream of its own, the same for all threads: candle's usual one is another for every thread of the host.
     let device = Device::new_cuda_with_stream(number).map_err(|e| said(&e))?;
     let cuda = device.as_cuda_device().map_err(|e| said(&e))?;
@@ -102,6 +109,31 @@ fn cuda(number: usize) -> std::result::Result<Device, String> {
     Ok(device)
 }
 
+/// The version of CUDA that kernels were compiled by.
+#[cfg(feature = "cuda")]
+const BUILT: i32 = {
+    match i32::from_str_radix(env!("CUDA_VERSION"), 10) {
+        Ok(version) => version,
+        Err(_) => panic!("the version of CUDA is a number"),
+    }
+};
+
+/// The latest version of CUDA that the driver knows.
+#[cfg(feature = "cuda")]
+fn driver() -> std::result::Result<i32, candle_core::cuda_backend::cudarc::driver::DriverError> {
+    let mut version = 0;
+    // SAFETY: it writes a number where it is told, and reads nothing.
+    #[allow(unsafe_code)]
+    unsafe { candle_core::cuda_backend::cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok(version)
+}
+
+/// A version of CUDA, as people write what the driver counts.
+#[cfg(feature = "cuda")]
+fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
 /// What a device is, for people: its name, capability, and free and whole memory in bytes; none for the CPU.
 ///
 /// # Errors
@@ -111,13 +143,12 @@ pub fn describe(device: &Device) -> Result<Option<Description>> {
     if let Ok(cuda) = device.as_cuda_device() {
         use candle_core::cuda_backend::cudarc::cublas;
         use candle_core::cuda_backend::cudarc::driver::result;
-        use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, cuDriverGetVersion};
+        use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
         let fault = |e: result::DriverError| Error::Unavailable(e.to_string());
-        let (mut driver, mut blas) = (0, 0);
-        // SAFETY: both write a number where they are told, and read nothing else; the handle is that of an open device.
+        let mut blas = 0;
+        // SAFETY: it writes a number where it is told, and the handle is that of an open device.
         #[allow(unsafe_code)]
         unsafe {
-            cuDriverGetVersion(&raw mut driver).result().map_err(fault)?;
             let handle = *cuda.cublas_handle().handle();
             let asked = cublas::sys::cublasGetVersion_v2(handle, &raw mut blas).result();
             asked.map_err(|e| Error::Unavailable(format!("cuBLAS does not say its version: {e:?}")))?;
@@ -134,7 +165,7 @@ pub fn describe(device: &Device) -> Result<Option<Description>> {
             ),
             free: free as u64,
             memory: memory as u64,
-            driver: format!("{}.{}", driver / 1000, driver % 1000 / 10),
+            driver: version(driver().map_err(fault)?),
             cublas: format!("{}.{}.{}", blas / 10_000, blas / 100 % 100, blas % 100),
         }));
     }

@@ -174,5 +174,5 @@ functions! {
     CUDART toolkit!("libcudart.so."), 500:
         __cudaGetKernel __cudaLaunchKernel __cudaLaunchKernel_ptsz __cudaPopCallConfiguration __cudaPushCallConfiguration
         __cudaRegisterFatBinary __cudaRegisterFatBinaryEnd __cudaRegisterFunction __cudaRegisterVar __cudaUnregisterFatBinary
-        cudaDeviceGetAttribute cudaFuncSetAttribute cudaGetDevice cudaGetLastError;
+        cudaDeviceGetAttribute cudaFuncSetAttribute cudaGetDevice cudaGetLastError cudaLaunchKernel cudaLaunchKernel_ptsz;
 }

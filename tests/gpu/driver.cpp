@@ -7,8 +7,8 @@
 //   - New memory is filled with bytes that make NaNs, memory is gone when its free is reached, and every access to global memory
 //     is looked up: one outside of what is allocated, or not aligned, ends the process with the kernel's name.
 //   - A barrier or a shuffle that not all threads reach ends the process.
-// GPU_MEMORY is how many bytes there are (2 GiB); GPU_LOG names a file that gets what was launched and copied, in order; with
-// GPU_NONE=1 there is a driver and no GPU.
+// GPU_MEMORY is how many bytes there are (2 GiB); GPU_LOG names a file that gets what was launched and copied, in order; GPU_DRIVER is
+// the version of CUDA that the driver knows, as it counts them (12040 is 12.4); with GPU_NONE=1 there is a driver and no GPU.
 #include <cuda.h>
 
 #include <dlfcn.h>
@@ -386,7 +386,10 @@ Kernel compile(const std::string &source) {
 extern "C" {
 
 CUresult cuInit(unsigned) { return getenv("GPU_NONE") && *getenv("GPU_NONE") == '1' ? CUDA_ERROR_NO_DEVICE : CUDA_SUCCESS; }
-CUresult cuDriverGetVersion(int *version) { *version = 13000; OK; }
+CUresult cuDriverGetVersion(int *version) {
+    *version = getenv("GPU_DRIVER") ? atoi(getenv("GPU_DRIVER")) : CUDA_VERSION;
+    OK;
+}
 CUresult cuDeviceGetCount(int *count) { *count = 1; OK; }
 CUresult cuDeviceGet(CUdevice *device, int number) {
     if (number) return CUDA_ERROR_INVALID_DEVICE;
