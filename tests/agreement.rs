@@ -69,10 +69,13 @@ fn equal_models_agree_and_others_do_not() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_said_to_be_missing() {
-    for command in ["doctor --gpu", "predict --prompt Mary", "train --set max_iters=1"] {
+    for command in ["doctor", "doctor --gpu", "predict --prompt Mary", "train --set max_iters=1"] {
         Interp::new().words(command).words("--device cuda:99").run().refused(69, "use --device cpu");
     }
-    Interp::new().words("predict --tf32 --device cpu --prompt Mary").run().refused(2, "TF32 is a mode of NVIDIA GPUs");
+    for command in ["doctor", "predict --prompt Mary"] {
+        let refused = Interp::new().words(command).words("--tf32 --device cpu").run();
+        refused.refused(2, "TF32 is a mode of NVIDIA GPUs");
+    }
     let doctor = Interp::new().words("doctor").run().ok().stdout;
     assert!(doctor.contains("devices       cpu"), "{doctor}");
     if let Ok(device) = interp::device::open("cuda") {

@@ -413,8 +413,9 @@ fn quiet_is_quiet_and_help_is_help() {
     }
     let bare = Interp::new().run();
     assert_eq!(bare.code, Some(2));
-    let doctor = Interp::new().words("doctor --format json").run().ok();
-    assert_eq!(json(&doctor)["self_test"], " Mary");
+    let doctor = json(&Interp::new().words("doctor --format json").run().ok());
+    assert_eq!(doctor["self_test"], " Mary");
+    assert_eq!(doctor["device"], interp::device::name(&common::device()));
 }
 
 #[test]

@@ -182,17 +182,24 @@ pub fn batches(tokens: &Tokens) -> Vec<(usize, Tokens)> {
 
 /// The device that the options name; a build for GPUs says what it took where that was left to it.
 pub fn device(global: &Global) -> Result<Device> {
-    let device = if global.device == "auto" {
-        let (device, why) = interp::device::find();
-        if cfg!(feature = "cuda") {
-            super::note(global.quiet, &format!("note: computing on {} ({why})", interp::device::name(&device)));
+    let (device, why) = chosen(global)?;
+    if let (Some(why), true) = (why, cfg!(feature = "cuda")) {
+        super::note(global.quiet, &format!("note: computing on {} ({why})", interp::device::name(&device)));
+    }
+    Ok(device)
+}
+
+/// The device that the options name, and why that one where it was left open.
+pub fn chosen(global: &Global) -> Result<(Device, Option<String>)> {
+    let (device, why) = match global.device.as_str() {
+        "auto" => {
+            let (device, why) = interp::device::find();
+            (device, Some(why))
         }
-        device
-    } else {
-        interp::device::open(&global.device)?
+        name => (interp::device::open(name)?, None),
     };
     if global.tf32 {
         interp::device::allow_tf32(&device)?;
     }
-    Ok(device)
+    Ok((device, why))
 }
