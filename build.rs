@@ -29,11 +29,8 @@ fn main() {
         let mut command = Command::new(nvcc());
         command.args(["--ptx", "-arch=compute_80", "-O3", "-std=c++17", &format!("{FOLDER}/{module}.cu"), "-o"]);
         command.arg(out.join(module).with_extension("ptx"));
-        match command.status() {
-            Ok(status) if status.success() => {}
-            Ok(status) => panic!("nvcc ended with {status}: {command:?}"),
-            Err(e) => panic!("cannot run nvcc ({e}): {NEEDED}"),
-        }
+        let status = command.status().expect(NEEDED);
+        assert!(status.success(), "nvcc ended with {status}: {command:?}");
     }
 }
 

@@ -111,11 +111,9 @@ fn cuda(number: usize) -> std::result::Result<Device, String> {
 
 /// The version of CUDA that kernels were compiled by.
 #[cfg(feature = "cuda")]
-const BUILT: i32 = {
-    match i32::from_str_radix(env!("CUDA_VERSION"), 10) {
-        Ok(version) => version,
-        Err(_) => panic!("the version of CUDA is a number"),
-    }
+const BUILT: i32 = match i32::from_str_radix(env!("CUDA_VERSION"), 10) {
+    Ok(version) => version,
+    Err(_) => panic!("the version of CUDA is a number"),
 };
 
 /// The latest version of CUDA that the driver knows.

@@ -3,7 +3,8 @@
 //! A binary that is linked with them would have them opened by the system's loader before `main`, and would end there on a machine
 //! that has none. So the functions that candle calls are defined here: each jumps to where the library's own is, which the first call
 //! looks up, as the loader does for a function that is bound lazily. The linker then finds nothing left to ask the libraries for, and
-//! leaves them out. A function that is not found returns its library's code for that, and [`missing`] says why.
+//! leaves them out: Rust's own does, which is the usual one from 1.90 on; GNU's keeps what only dropped code asks for. A function that
+//! is not found returns its library's code for that, and [`missing`] says why.
 
 // Functions that stand for others are nothing that the compiler can check.
 #![allow(unsafe_code)]

@@ -60,5 +60,13 @@ pub fn checkpoint() -> Result<Checkpoint> {
 /// # Errors
 /// As [`config`].
 pub fn model() -> Result<Gpt2> {
-    Ok(checkpoint()?.load(DType::F32, &Device::Cpu)?.model)
+    model_on(&Device::Cpu)
+}
+
+/// The model in f32 on a device.
+///
+/// # Errors
+/// As [`config`], or the device has no memory for it.
+pub fn model_on(device: &Device) -> Result<Gpt2> {
+    Ok(checkpoint()?.load(DType::F32, device)?.model)
 }

@@ -79,7 +79,7 @@ fn a_gpu_that_is_not_there_is_said_to_be_missing() {
     let doctor = Interp::new().words("doctor").run().ok().stdout;
     assert!(doctor.contains("devices       cpu"), "{doctor}");
     if let Ok(device) = interp::device::open("cuda") {
-        let other = embedded::checkpoint().unwrap().load(candle_core::DType::F32, &device).unwrap().model;
+        let other = embedded::model_on(&device).unwrap();
         assert_eq!(failed(&compared(&other)), Vec::<String>::new(), "the GPU and the CPU");
     }
 }

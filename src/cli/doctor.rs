@@ -23,11 +23,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         return super::gpu::run(global);
     }
     let places = Places::from_env()?;
-    let device = super::bench::chosen(global)?.0;
+    let (device, why) = super::bench::chosen(global)?;
     let name = interp::device::name(&device);
     let tested = SelfTest::on(&device);
     let gflops = gemm_speed()?;
-    let devices = devices(&device);
+    let devices = devices(&device, why);
     let hub = places.hub.as_ref().map(|p| p.display().to_string());
     let test = tested.as_ref().ok();
     let facts = json!({
@@ -88,7 +88,7 @@ struct SelfTest {
 impl SelfTest {
     fn on(device: &Device) -> Result<Self> {
         let start = Instant::now();
-        let (model, tokenizer) = (embedded::checkpoint()?.load(DType::F32, device)?.model, embedded::tokenizer()?);
+        let (model, tokenizer) = (embedded::model_on(device)?, embedded::tokenizer()?);
         let load = start.elapsed();
         let tokens = tokenizer.tokens(&[PROMPT], interp::text::Encoding::default())?;
         let read = || interp::predict::from_trace(&Plan::new().run(&model, &tokens)?, &tokenizer, 1);
@@ -102,15 +102,15 @@ impl SelfTest {
     }
 }
 
-/// What can be computed on: the CPU, and the GPU that was chosen or is the first.
-fn devices(chosen: &Device) -> Vec<String> {
-    let found = if chosen.is_cuda() { (chosen.clone(), String::new()) } else { interp::device::find() };
-    match found {
-        (device, _) if device.is_cuda() => {
-            let gpu = described(&device).unwrap_or_else(|e| e.to_string());
-            vec!["cpu".into(), gpu]
-        }
-        (_, why) => vec![format!("cpu ({why})")],
+/// What can be computed on: the CPU, and the GPU that was chosen or is the first; where none is, why.
+fn devices(chosen: &Device, why: Option<String>) -> Vec<String> {
+    let (device, why) = match why {
+        None if chosen.is_cpu() => interp::device::find(),
+        why => (chosen.clone(), why.unwrap_or_default()),
+    };
+    match device.is_cuda() {
+        true => vec!["cpu".into(), described(&device).unwrap_or_else(|e| e.to_string())],
+        false => vec![format!("cpu ({why})")],
     }
 }
 
@@ -147,8 +147,8 @@ fn vectors() -> &'static str {
 fn gemm_speed() -> Result<f64> {
     let device = Device::Cpu;
     let (a, b) = (
-        candle_core::Tensor::ones((512, 768), candle_core::DType::F32, &device)?,
-        candle_core::Tensor::ones((768, 3072), candle_core::DType::F32, &device)?,
+        candle_core::Tensor::ones((512, 768), DType::F32, &device)?,
+        candle_core::Tensor::ones((768, 3072), DType::F32, &device)?,
     );
     let mut best = f64::INFINITY;
     for _ in 0..5 {

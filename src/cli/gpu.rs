@@ -31,7 +31,7 @@ pub fn run(global: &Global) -> Result<()> {
     }
     let name = described(&device)?;
     let (one, tokenizer) = (embedded::model()?, embedded::tokenizer()?);
-    let other = embedded::checkpoint()?.load(DType::F32, &device)?.model;
+    let other = embedded::model_on(&device)?;
     let tokens = |text: &str| tokenizer.tokens(&[text], interp::text::Encoding::default());
     let target = Target::parse(&tokenizer, &[" Mary"], &[" John"])?;
     let frame = agreement(&one, &other, &tokenizer, &Pair::new(tokens(PROMPT)?, tokens(CORRUPT)?, target)?)?;

@@ -31,7 +31,7 @@ pub fn load(dir: &Path, dtype: DType) -> Gpt2 {
 
 /// The built-in model.
 pub fn tiny() -> Gpt2 {
-    interp::embedded::checkpoint().unwrap().load(DType::F32, &device()).unwrap().model
+    interp::embedded::model_on(&device()).unwrap()
 }
 
 /// A small random model of which the fixtures say what other libraries compute.
