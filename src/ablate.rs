@@ -80,10 +80,11 @@ impl Measure {
     /// # Errors
     /// [`Error::Request`] with all names.
     pub fn named(name: &str) -> Result<Self> {
-        if name == "loss" {
-            return Ok(Measure::Loss);
+        match Metric::ALL.into_iter().find(|metric| metric.name() == name) {
+            Some(metric) => Ok(Measure::Of(metric)),
+            None if name == "loss" => Ok(Measure::Loss),
+            None => Err(Error::no_such("metric", name, Metric::ALL.map(Metric::name).into_iter().chain(["loss"]))),
         }
-        Metric::named(name).map(Measure::Of).map_err(|e| Error::request(format!("{e}, loss")))
     }
 
     fn of(self, end: &End, clean: &End, question: &Question) -> f64 {
@@ -429,8 +430,8 @@ pub fn frame(
         "base" => rows.iter().map(|row| row.base).collect::<Vec<_>>(),
         "value" => rows.iter().map(|row| row.value).collect::<Vec<_>>(),
         "change" => rows.iter().map(|row| row.value - row.base).collect::<Vec<_>>(),
-        "low" => rows.iter().map(|row| row.sure.map(|(interval, _)| interval.low)).collect::<Vec<_>>(),
-        "high" => rows.iter().map(|row| row.sure.map(|(interval, _)| interval.high)).collect::<Vec<_>>(),
+        "low" => rows.iter().map(|row| row.sure.and_then(|(interval, _)| interval.low())).collect::<Vec<_>>(),
+        "high" => rows.iter().map(|row| row.sure.and_then(|(interval, _)| interval.high())).collect::<Vec<_>>(),
         "p" => rows.iter().map(|row| row.sure.map(|(_, p)| p)).collect::<Vec<_>>(),
     )?)
 }

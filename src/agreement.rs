@@ -22,7 +22,8 @@ use crate::sweep::Sweep;
 use crate::text::Tokenizer;
 use crate::train::Trainer;
 
-/// The difference that two devices may have in f32, as a share of the largest value.
+/// The difference that two devices may have in f32, as a share of the largest value. Sums in another order come to 1e-6 in a site and to
+/// 1e-4 after two steps of training, where Adam divides by small gradients; a kernel that is wrong comes to 1e-1.
 pub const GATE: f64 = 1e-3;
 
 /// Tokens that are generated.

@@ -49,10 +49,7 @@ impl FromStr for By {
             "component" => Ok(Self::Component),
             "head" => Ok(Self::Head),
             "neuron" => Ok(Self::Neuron),
-            other => Err(Error::request(format!(
-                "`{}` is no level of attribution; there are component, head and neuron",
-                crate::error::shorten(other)
-            ))),
+            other => Err(Error::no_such("level of attribution", other, ["component", "head", "neuron"])),
         }
     }
 }
@@ -457,8 +454,8 @@ impl Rows {
         self.head.push(index(component.head));
         self.neuron.push(index(component.neuron));
         self.contribution.push(contribution);
-        self.low.push(interval.map(|interval| interval.low));
-        self.high.push(interval.map(|interval| interval.high));
+        self.low.push(interval.and_then(|interval| interval.low()));
+        self.high.push(interval.and_then(|interval| interval.high()));
     }
 
     fn finish(self, convention: LayerNormConvention) -> Result<DataFrame> {

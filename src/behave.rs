@@ -203,7 +203,7 @@ pub struct Asked {
 /// |---|---|
 /// | `model`, `suite`, `phrasing`, `shots`, `template` | what was asked |
 /// | `metric` | `accuracy`, and `chance`, what choosing blindly gets right; `logprob` of the right answer and `margin` over the best wrong one, in nats, means; `rank` of the right answer's first token, the median; `confidence`, mean probability of the choice among the choices; `ece`, expected calibration error in ten bins (Naeini et al. 2015); `brier` |
-/// | `value`, `low`, `high` | with bounds of 95 %: Wilson's for `accuracy`, which is a share, the percentile bootstrap over questions for the others; null for `chance` and `ece`, and for a single question |
+/// | `value`, `low`, `high` | with bounds of 95 %: Wilson's for `accuracy`, which is a share, the percentile bootstrap over questions for the others, which have none for a single question; null for `chance` and `ece` |
 /// | `questions` | how many |
 /// | `seconds`, `cost` | of all templates together; cost at a price per hour, null without one |
 ///
@@ -231,8 +231,7 @@ pub fn summary(asked: &[Asked], seed: u64, price: Option<f64>) -> Result<DataFra
         }
     }
     let of = |f: &dyn Fn(&Asked) -> String| rows.iter().map(|row| f(&asked[row.0])).collect::<Vec<String>>();
-    let bound =
-        |f: fn(&Interval) -> f64| rows.iter().map(|row| Some(f(&row.3)).filter(|x| x.is_finite())).collect::<Vec<_>>();
+    let bound = |f: fn(&Interval) -> Option<f64>| rows.iter().map(|row| f(&row.3)).collect::<Vec<_>>();
     let seconds = || rows.iter().map(|row| asked[row.0].seconds);
     Ok(df!(
         "model" => of(&|one| one.model.clone()),
@@ -242,23 +241,20 @@ pub fn summary(asked: &[Asked], seed: u64, price: Option<f64>) -> Result<DataFra
         "template" => rows.iter().map(|row| row.1.map(|template| asked[row.0].templates[template].clone())).collect::<Vec<_>>(),
         "metric" => rows.iter().map(|row| row.2).collect::<Vec<_>>(),
         "value" => rows.iter().map(|row| row.3.mean).collect::<Vec<_>>(),
-        "low" => bound(|interval| interval.low),
-        "high" => bound(|interval| interval.high),
+        "low" => bound(Interval::low),
+        "high" => bound(Interval::high),
         "questions" => rows.iter().map(|row| row.4 as u32).collect::<Vec<_>>(),
         "seconds" => seconds().collect::<Vec<_>>(),
         "cost" => seconds().map(|seconds| price.map(|price| price * seconds / 3600.0)).collect::<Vec<_>>(),
     )?)
 }
 
-/// All metrics of questions, with their bounds; a single question has none, and neither has the calibration error, which no
-/// resample of few answers can bring down to 0.
+/// All metrics of questions, with their bounds. Nothing can be resampled of a single question, and no resample of few answers can
+/// bring the calibration error down to 0.
 fn metrics(judged: &[Judgement], seed: u64) -> Vec<(&'static str, Interval)> {
     let each = |f: &dyn Fn(&Judgement) -> Option<f64>| judged.iter().filter_map(f).collect::<Vec<f64>>();
-    let bare = |mean: f64| Interval { mean, low: f64::NAN, high: f64::NAN };
-    let resampled = |values: &[f64]| match values {
-        [one] => bare(*one),
-        _ => stats::bootstrap(values, seed),
-    };
+    let bare = Interval::bare;
+    let resampled = |values: &[f64]| stats::bootstrap(values, seed);
     let correct = judged.iter().filter(|one| one.correct).count();
     let mut found = vec![("accuracy", stats::wilson(correct, judged.len()))];
     let logprob = each(&|one| Some(one.logprob));
@@ -270,11 +266,7 @@ fn metrics(judged: &[Judgement], seed: u64) -> Vec<(&'static str, Interval)> {
         found.push(("margin", resampled(&each(&|one| one.margin))));
     }
     found.push(("logprob", resampled(&logprob)));
-    let median = match rank.as_slice() {
-        [one] => bare(*one),
-        _ => stats::bootstrap_of(&rank, seed, stats::median),
-    };
-    found.push(("rank", median));
+    found.push(("rank", stats::bootstrap_of(&rank, seed, stats::median)));
     if choices {
         let confidence = each(&|one| one.confidence);
         found.push(("confidence", resampled(&confidence)));

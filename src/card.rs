@@ -118,10 +118,10 @@ pub struct Repeats {
 /// `REPEAT_HALF` − 1 back for induction heads (TransformerLens's stripe scores).
 ///
 /// # Errors
-/// [`Error::Request`] for a model whose context is too short, or a tokenizer without an end-of-text token.
+/// [`Error::Request`] for a model whose context is too short, or a tokenizer without a token that starts a text.
 pub fn repeats(model: &Gpt2, tokenizer: &Tokenizer, n: usize, seed: u64) -> Result<Repeats> {
     let config = model.config();
-    let bos = tokenizer.end_of_text().ok_or_else(|| Error::request("the tokenizer has no end-of-text token"))?;
+    let bos = tokenizer.bos().ok_or_else(|| Error::request("the tokenizer has no token that starts a text"))?;
     let rows = (0..n as u64)
         .map(|i| {
             let mut rng = stream(seed, "card repeats", i);

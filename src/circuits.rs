@@ -28,10 +28,7 @@ impl FromStr for Basis {
         match name {
             "published" => Ok(Self::Published),
             "folded" => Ok(Self::Folded),
-            other => {
-                let other = crate::error::shorten(other);
-                Err(Error::request(format!("there is no basis `{other}`; there are published and folded")))
-            }
+            other => Err(Error::no_such("basis", other, ["published", "folded"])),
         }
     }
 }

@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(write.norms_with(&miss).unwrap(), [0.0]);
         // ‖I₂‖ / ‖I₂‖²
         let score = write.norms_with(&hit).unwrap()[0] / (write.norms[0] * hit.norms[0]);
-        assert!((score - 0.5_f64.sqrt()).abs() < 1e-6, "{score}");
+        assert!((score - 0.5_f64.sqrt()).abs() < 1e-5, "{score}"); // a share of 1, from sums in f32
     }
 
     #[test]

@@ -6,6 +6,7 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::limits::{HEAD_WIDTH, HEADS, LAYERS, NEURONS, POSITIONS, VOCABULARY, WIDTH};
 use crate::ops::Gelu;
 use crate::site::Extents;
 
@@ -54,7 +55,7 @@ impl Config {
             n_head,
             n_embd,
             head_dim: n_embd / n_head.max(1),
-            n_inner: 4 * n_embd,
+            n_inner: n_embd.saturating_mul(4),
             vocab_size,
             n_positions,
             activation: Gelu::Tanh,
@@ -142,35 +143,43 @@ impl Config {
     /// Bytes that reading a full context takes in f32, about: the weights, the logits, and the widest values of a layer.
     pub fn run_memory(&self) -> u64 {
         let widest = 2 * self.n_inner + 8 * self.n_embd + self.n_head * self.n_positions;
-        4 * self.parameters() + 4 * (self.n_positions * (self.vocab_size + widest)) as u64
+        let read = 4 * self.n_positions as u128 * (self.vocab_size + widest) as u128;
+        bytes(4 * u128::from(self.parameters()) + read)
     }
 
     /// Bytes that a step of fine-tuning all parameters takes at most, in f32 on one row of a full context: weights, gradients, AdamW's two
     /// moments, and what the backward pass remembers.
     pub fn tune_memory(&self) -> u64 {
-        16 * self.parameters() + self.training_memory(1, self.n_positions, &Device::Cpu)
+        self.start_memory().saturating_add(self.training_memory(1, self.n_positions, &Device::Cpu))
+    }
+
+    /// Bytes that a training run takes before its first step: weights, gradients and AdamW's two moments in f32.
+    pub fn start_memory(&self) -> u64 {
+        self.parameters().saturating_mul(16)
     }
 
     /// Bytes that the backward pass of some rows remembers, and as much again for the gradients on their way: of each layer 18
     /// times its width and two attention maps per token, and the logits.
     pub(crate) fn gradient_memory(&self, rows: usize, length: usize) -> u64 {
         let per_layer = 18 * self.n_embd + 2 * self.n_head * length;
-        (2 * 4 * rows * length * (self.n_layer * per_layer + self.vocab_size)) as u64
+        let tokens = rows as u128 * length as u128;
+        bytes(2 * 4 * tokens * (self.n_layer * per_layer + self.vocab_size) as u128)
     }
 
     /// Bytes that [`crate::gpt2::Gpt2::learn`] takes beside weights and gradients, in f32: of each layer what its backward pass needs (streams,
     /// queries, keys, values, what they weigh, both sides of the activation, one attention map), gradients of one layer, and logits.
     pub(crate) fn training_memory(&self, rows: usize, length: usize, device: &Device) -> u64 {
-        let (tokens, map) = (rows * length, self.n_head * length);
+        let (tokens, map) = (rows as u128 * length as u128, self.n_head * length);
         let kept = 3 * self.n_embd + 3 * self.n_head * self.head_dim + 2 * self.n_inner + map;
         let on_their_way = 6 * self.n_embd + 6 * self.n_head * self.head_dim + 2 * self.n_inner + 3 * map;
-        let logits = 2 * tokens.min(crate::ops::logits_at_once(device)) * self.vocab_size;
-        (4 * (tokens * (self.n_layer * kept + on_their_way) + logits)) as u64
+        let logits = 2 * tokens.min(crate::ops::logits_at_once(device) as u128) * self.vocab_size as u128;
+        bytes(4 * (tokens * (self.n_layer * kept + on_their_way) as u128 + logits))
     }
 
     /// Number of parameters.
     pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+        let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
+        bytes(self.tensors().iter().map(|(_, shape)| elements(shape)).sum())
     }
 
     /// The lengths of all axes for a batch of `prompts` × `pos` tokens after `past` cached ones.
@@ -188,6 +197,11 @@ impl Config {
     }
 }
 
+/// A number of bytes, or as many as there are numbers for.
+fn bytes(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
 struct Fields<'a> {
     map: &'a Map<String, Value>,
     path: &'a Path,
@@ -195,30 +209,23 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn config(&self) -> Result<Config> {
-        match self.map.get("model_type").and_then(Value::as_str) {
-            Some("gpt2") => {}
-            Some(other) => {
-                let other = crate::error::shorten(other);
-                return Err(self.wrong(format!("model_type is \"{other}\"; only gpt2 is supported")));
-            }
-            None => return Err(self.wrong("model_type is missing; it must be \"gpt2\"".into())),
-        }
-        let n_head = self.int("n_head", 1..=64, None)?;
-        let n_embd = self.int("n_embd", 1..=8192, None)?;
+        self.check_type()?;
+        let n_head = self.int("n_head", 1..=HEADS, None)?;
+        let n_embd = self.int("n_embd", 1..=WIDTH, None)?;
         let explicit_head_dim = self.map.get("head_dim").is_some_and(|v| !v.is_null());
         if !explicit_head_dim && n_embd % n_head != 0 {
             return Err(self.wrong(format!("n_embd {n_embd} is not divisible by n_head {n_head}")));
         }
         let config = Config {
-            n_layer: self.int("n_layer", 1..=96, None)?,
+            n_layer: self.int("n_layer", 1..=LAYERS, None)?,
             n_head,
             n_embd,
-            head_dim: self.int("head_dim", 1..=1024, Some(n_embd / n_head))?,
-            n_inner: self.int("n_inner", 1..=65_536, Some(4 * n_embd))?,
-            vocab_size: self.int("vocab_size", 1..=1_000_000, None)?,
-            n_positions: match self.map.contains_key("n_positions") {
-                true => self.int("n_positions", 1..=65_536, None)?,
-                false => self.int("n_ctx", 1..=65_536, None)?,
+            head_dim: self.int("head_dim", 1..=HEAD_WIDTH, Some(n_embd / n_head))?,
+            n_inner: self.int("n_inner", 1..=NEURONS, Some(4 * n_embd))?,
+            vocab_size: self.int("vocab_size", 1..=VOCABULARY, None)?,
+            n_positions: match self.has("n_positions") {
+                true => self.int("n_positions", 1..=POSITIONS, None)?,
+                false => self.int("n_ctx", 1..=POSITIONS, None)?,
             },
             activation: self.activation()?,
             layer_norm_epsilon: self.epsilon()?,
@@ -234,14 +241,58 @@ impl Fields<'_> {
         Ok(config)
     }
 
+    /// Files from before `model_type` name the class of the model.
+    fn check_type(&self) -> Result<()> {
+        if let Some(adapter) = self.map.get("peft_type") {
+            let adapter = crate::error::shorten(&adapter.to_string());
+            return Err(self.wrong(format!("describes an adapter ({adapter}), not a model")));
+        }
+        if self.map.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            return Err(
+                self.wrong("has a quantization_config: quantised weights are not read, take the original's".into())
+            );
+        }
+        let class = self.map.get("architectures").and_then(Value::as_array).and_then(|names| names.first()?.as_str());
+        match (self.map.get("model_type"), class) {
+            (Some(Value::String(name)), _) if name == "gpt2" => Ok(()),
+            (None | Some(Value::Null), Some(class)) if class.starts_with("GPT2") => Ok(()),
+            (None | Some(Value::Null), _) => Err(self.wrong("model_type is missing; it must be \"gpt2\"".into())),
+            (Some(other), _) => {
+                let other = crate::error::shorten(&other.to_string());
+                Err(self.wrong(format!("model_type is {other}; only gpt2 is supported")))
+            }
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let names = [Some(name), alias(name)];
+        names.into_iter().flatten().any(|name| self.map.get(name).is_some_and(|value| !value.is_null()))
+    }
+
+    /// A field by GPT-2's name or by the name that other models have for it, with the name that was used; both may be there
+    /// if they agree. What is `null` is as good as absent.
+    fn get<'n>(&self, name: &'n str) -> Result<(&'n str, Option<&Value>)> {
+        let value = |name: &str| self.map.get(name).filter(|value| !value.is_null());
+        match (value(name), alias(name).and_then(|other| Some((other, value(other)?)))) {
+            (Some(own), Some((other, value))) if own != value => {
+                let (own, value) = (crate::error::shorten(&own.to_string()), crate::error::shorten(&value.to_string()));
+                Err(self.wrong(format!("{name} is {own}, but {other} is {value}: they are two names of one number")))
+            }
+            (Some(own), _) => Ok((name, Some(own))),
+            (None, Some((other, value))) => Ok((other, Some(value))),
+            (None, None) => Ok((name, None)),
+        }
+    }
+
     fn wrong(&self, what: String) -> Error {
         Error::data(self.path, what)
     }
 
     fn int(&self, name: &str, range: std::ops::RangeInclusive<usize>, default: Option<usize>) -> Result<usize> {
         let (low, high) = (range.start(), range.end());
-        match (self.map.get(name), default) {
-            (None | Some(Value::Null), Some(default)) => Ok(default),
+        let (name, value) = self.get(name)?;
+        match (value, default) {
+            (None, Some(default)) => Ok(default),
             (None, None) => Err(self.wrong(format!("{name} is missing; it must be {low}..={high}"))),
             (Some(value), _) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
                 Some(n) if range.contains(&n) => Ok(n),
@@ -265,28 +316,64 @@ impl Fields<'_> {
     }
 
     fn activation(&self) -> Result<Gelu> {
-        match self.map.get("activation_function").and_then(Value::as_str) {
-            None | Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Gelu::Tanh),
-            Some("gelu") => Ok(Gelu::Erf),
-            Some(other) => {
-                let other = crate::error::shorten(other);
-                Err(self.wrong(format!("activation_function is \"{other}\"; gelu_new and gelu are supported")))
+        let of = |value: &Value| match value.as_str() {
+            Some("gelu_new" | "gelu_pytorch_tanh") => Some(Gelu::Tanh),
+            Some("gelu") => Some(Gelu::Erf),
+            _ => None,
+        };
+        let field = |name: &str| self.map.get(name).filter(|value| !value.is_null());
+        let own = match field("activation_function") {
+            None => Gelu::Tanh,
+            Some(value) => of(value).ok_or_else(|| {
+                let other = crate::error::shorten(&value.to_string());
+                self.wrong(format!("activation_function is {other}; gelu_new and gelu are supported"))
+            })?,
+        };
+        // transformers reads `activation_function` of a GPT-2 and nothing else.
+        match field("hidden_act") {
+            Some(value) if of(value) != Some(own) => {
+                let other = crate::error::shorten(&value.to_string());
+                Err(self.wrong(format!(
+                    "hidden_act is {other}, but activation_function is {}: say which with activation_function",
+                    own.name()
+                )))
             }
+            _ => Ok(own),
         }
     }
 
     fn epsilon(&self) -> Result<f64> {
-        match self.map.get("layer_norm_epsilon") {
-            None => Ok(1e-5),
+        let number = |name: &str| match self.map.get(name) {
+            None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64() {
-                Some(eps) if eps > 0.0 && eps <= 1.0 => Ok(eps),
+                Some(eps) if eps > 0.0 && eps <= 1.0 => Ok(Some(eps)),
                 _ => {
                     let shown = crate::error::shorten(&value.to_string());
-                    Err(self.wrong(format!("layer_norm_epsilon is {shown}; it must be above 0 and at most 1")))
+                    Err(self.wrong(format!("{name} is {shown}; it must be above 0 and at most 1")))
                 }
             },
+        };
+        let own = number("layer_norm_epsilon")?.unwrap_or(1e-5);
+        // As with the activation: transformers does not read this name.
+        match number("layer_norm_eps")? {
+            Some(other) if other != own => Err(self.wrong(format!(
+                "layer_norm_eps is {other}, but layer_norm_epsilon is {own}: say which with layer_norm_epsilon"
+            ))),
+            _ => Ok(own),
         }
     }
+}
+
+/// The name that other models have for a number of GPT-2's config; transformers takes it for GPT-2's own.
+fn alias(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "n_layer" => "num_hidden_layers",
+        "n_head" => "num_attention_heads",
+        "n_embd" => "hidden_size",
+        "n_positions" => "max_position_embeddings",
+        "n_inner" => "intermediate_size",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -307,5 +394,44 @@ mod tests {
         config.activation = Gelu::Erf;
         let json = serde_json::to_vec(&config.to_json()).unwrap();
         assert_eq!(Config::parse(&json, Path::new("config.json")).unwrap(), config);
+    }
+
+    #[test]
+    fn names_of_other_models_are_the_same_numbers() {
+        let parse = |change: &[(&str, Value)]| {
+            let mut json = Config::new(3, 5, 80, 97, 33).to_json();
+            for (name, value) in change {
+                json[*name] = value.clone();
+            }
+            Config::parse(json.to_string().as_bytes(), Path::new("config.json")).map_err(|e| e.to_string())
+        };
+        let wanted = Config::new(3, 5, 80, 97, 33);
+        let others = [
+            ("n_layer", "num_hidden_layers", 3),
+            ("n_head", "num_attention_heads", 5),
+            ("n_embd", "hidden_size", 80),
+            ("n_positions", "max_position_embeddings", 33),
+            ("n_inner", "intermediate_size", 320),
+        ];
+        for (own, other, n) in others {
+            assert_eq!(parse(&[(own, Value::Null), (other, json!(n))]), Ok(wanted.clone()), "{other} alone");
+            assert_eq!(parse(&[(other, json!(n))]), Ok(wanted.clone()), "{other} too");
+            let error = parse(&[(other, json!(n + 1))]).unwrap_err();
+            assert!(error.contains(&format!("{own} is {n}, but {other} is {}", n + 1)), "{error}");
+            let error = parse(&[(own, Value::Null), (other, json!("x"))]).unwrap_err();
+            assert!(error.contains(&format!("{other} is \"x\"; it must be an integer")), "{error}");
+        }
+        assert_eq!(parse(&[("model_type", Value::Null)]), Ok(wanted.clone()), "architectures say it");
+        for (change, fault) in [
+            (("hidden_act", json!("gelu")), "hidden_act is \"gelu\", but activation_function is gelu_new"),
+            (("layer_norm_eps", json!(1e-6)), "layer_norm_eps is 0.000001, but layer_norm_epsilon is 0.00001"),
+            (("activation_function", json!(7)), "activation_function is 7"),
+            (("model_type", json!(7)), "model_type is 7"),
+            (("quantization_config", json!({"bits": 4})), "quantised weights are not read"),
+        ] {
+            let error = parse(&[change]).unwrap_err();
+            assert!(error.contains(fault), "{error}");
+        }
+        assert_eq!(parse(&[("hidden_act", json!("gelu_new")), ("layer_norm_eps", json!(1e-5))]), Ok(wanted));
     }
 }

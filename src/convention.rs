@@ -22,10 +22,7 @@ impl FromStr for LayerNormConvention {
         match name {
             "recompute" => Ok(Self::Recompute),
             "final-scale" => Ok(Self::FinalScale),
-            other => Err(Error::request(format!(
-                "`{}` is no LayerNorm convention; there are recompute and final-scale",
-                crate::error::shorten(other)
-            ))),
+            other => Err(Error::no_such("LayerNorm convention", other, ["recompute", "final-scale"])),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use polars::prelude::*;
 use rayon::prelude::*;
 
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::plan::Plan;
@@ -51,12 +51,9 @@ impl FromStr for Detector {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        [Self::Previous, Self::Duplicate, Self::Induction].into_iter().find(|d| d.name() == name).ok_or_else(|| {
-            Error::request(format!(
-                "there is no detector `{}`; there are previous_token_head, duplicate_token_head and induction_head",
-                shorten(name)
-            ))
-        })
+        let all = [Self::Previous, Self::Duplicate, Self::Induction];
+        let found = all.iter().find(|detector| detector.name() == name).cloned();
+        found.ok_or_else(|| Error::no_such("detector", name, all.iter().map(Detector::name)))
     }
 }
 
@@ -67,7 +64,7 @@ impl FromStr for Measure {
         match name {
             "mul" => Ok(Self::Mul),
             "abs" => Ok(Self::Abs),
-            other => Err(Error::request(format!("there is no measure `{}`; there are mul and abs", shorten(other)))),
+            other => Err(Error::no_such("measure", other, ["mul", "abs"])),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result};
 
 /// The device of a name: `cpu`; `cuda`, the first GPU, or `cuda:N`; `auto`, what [`find`] finds.
 ///
@@ -16,7 +16,7 @@ pub fn open(name: &str) -> Result<Device> {
         ("auto", None) => Ok(find().0),
         ("cuda", None) => open_cuda(0),
         ("cuda", Some(Ok(number))) => open_cuda(number),
-        _ => Err(Error::request(format!("`{}` is no device; there are auto, cpu and cuda[:N]", shorten(name)))),
+        _ => Err(Error::no_such("device", name, ["auto", "cpu", "cuda", "cuda:N"])),
     }
 }
 
@@ -74,7 +74,7 @@ fn cuda(number: usize) -> std::result::Result<Device, String> {
     /// The least compute capability that is supported, before the point.
     const LEAST: i32 = 8;
     // What comes behind the first line is where in candle.
-    let said = |e: &dyn std::fmt::Display| shorten(e.to_string().lines().next().unwrap_or_default());
+    let said = |e: &dyn std::fmt::Display| crate::error::shorten(e.to_string().lines().next().unwrap_or_default());
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     if let Some(why) = crate::driver::missing() {
         return Err(why);

@@ -12,7 +12,7 @@ use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::edit::Edit;
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result, said_by_candle, shorten};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::memory;
@@ -54,9 +54,8 @@ impl FromStr for Method {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|method| method.to_string() == name).ok_or_else(|| {
-            Error::request(format!("`{}` is no method; there are mean, pca and pca-pooled", shorten(name)))
-        })
+        let found = Self::ALL.into_iter().find(|method| method.to_string() == name);
+        found.ok_or_else(|| Error::no_such("method", name, ["mean", "pca", "pca-pooled"]))
     }
 }
 
@@ -84,7 +83,7 @@ impl FromStr for Pool {
         match name {
             "last" => Ok(Pool::Last),
             "mean" => Ok(Pool::Mean),
-            other => Err(Error::request(format!("`{}` is no pooling; there are last and mean", shorten(other)))),
+            other => Err(Error::no_such("pooling", other, ["last", "mean"])),
         }
     }
 }
@@ -313,9 +312,9 @@ pub fn save(path: &Path, directions: &[Direction], fingerprint: &str) -> Result<
 /// Reads directions for a model of this fingerprint.
 ///
 /// # Errors
-/// [`Error::Data`] for a file that holds no directions or those of another model, and as [`weights::read_small`].
+/// [`Error::Data`] for a file that holds no directions or those of another model, and as [`weights::read_tensors`].
 pub fn load(path: &Path, model: &Gpt2, fingerprint: &str) -> Result<Vec<Direction>> {
-    let bytes = weights::read_small(path, 1 << 30)?;
+    let bytes = weights::read_tensors(path, 1 << 30)?;
     let fault = |what: String| Error::data(path, what);
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| fault(e.to_string()))?;
     let metadata = header.metadata().clone().unwrap_or_default();
@@ -331,7 +330,10 @@ pub fn load(path: &Path, model: &Gpt2, fingerprint: &str) -> Result<Vec<Directio
     }
     let entries: Vec<Entry> = serde_json::from_str(entries).map_err(|e| fault(format!("its directions: {e}")))?;
     let tensors =
-        candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| fault(shorten(&e.to_string())))?;
+        candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| fault(shorten(&said_by_candle(&e))))?;
+    if entries.len() > tensors.len() {
+        return Err(fault(format!("tells of {} directions and holds {}", entries.len(), tensors.len())));
+    }
     let one = |entry: Entry| -> Result<Direction> {
         let site: Site = entry.site.parse().map_err(|e| fault(format!("{e}")))?;
         let layers = model.config().n_layer;

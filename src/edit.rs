@@ -1,15 +1,17 @@
 //! A change at a site, narrowed by the names of its axes. Edits are data: they print, compare and come from files.
 
 use std::fmt;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::ops;
-use crate::site::{Axis, Extents, Site, resolve_index};
+use crate::limits;
+use crate::ops::{self, Causal};
+use crate::site::{Axis, Extents, Site};
+use crate::span::Span;
 use crate::tokens::Tokens;
 
 /// What to change at a site, and in which part of it.
@@ -42,21 +44,64 @@ enum Change {
     Map(Function),
 }
 
-/// One index or an inclusive range along an axis; negative numbers count from the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    first: i64,
-    last: i64,
-}
-
 /// Where in a longer text a pass stands: what turns positions of the text into places of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window<'a> {
     pub tokens: &'a Tokens,
     /// Tokens that came before this pass.
     pub past: usize,
-    /// Positions that may still come, in a generation; equal to `past` plus the pass where nothing follows.
-    pub horizon: usize,
+    /// How many positions the text may come to have, where it can go on after this pass.
+    pub horizon: Option<usize>,
+    /// Which prompts anybody still looks at, where some are only carried along with others.
+    pub live: Option<&'a [bool]>,
+}
+
+impl<'a> Window<'a> {
+    /// A pass that holds whole texts.
+    pub fn whole(tokens: &'a Tokens) -> Self {
+        Self { tokens, past: 0, horizon: None, live: None }
+    }
+
+    /// The positions of the texts of `rows` that a span names. Every one of these texts has at least one of them.
+    fn positions(self, axis: Axis, span: Span, rows: Range<usize>) -> Result<Range<usize>> {
+        let name = axis.name();
+        if let Some(horizon) = self.horizon {
+            if span.counts_from_the_end() {
+                return Err(Error::request(format!(
+                    "{name} {span} counts from the end, and the text may go on; count from its start"
+                )));
+            }
+            let never =
+                |_| Error::request(format!("{name} {span} is never reached: positions 0..={} are read", horizon - 1));
+            return match span.resolve(name, usize::MAX)? {
+                range if range.end > horizon => Err(never(range)),
+                range => Ok(range),
+            };
+        }
+        let length = |row: usize| self.tokens.row(row).len();
+        let (longest, shortest) = (rows.clone().map(length).max(), rows.clone().min_by_key(|&row| length(row)));
+        let (Some(longest), Some(shortest)) = (longest, shortest) else {
+            return Err(Error::Bug("an edit of no prompt".into()));
+        };
+        if span.counts_from_the_end() && longest != length(shortest) {
+            return Err(Error::request(format!(
+                "{name} {span} counts from the end, but the prompts differ in length; give each row its own edit"
+            )));
+        }
+        let range = span.resolve(name, longest)?;
+        if range.start >= length(shortest) {
+            return Err(Error::request(format!(
+                "prompt {shortest} has {} tokens, and so no {name} {span}; give each row its own edit",
+                length(shortest)
+            )));
+        }
+        Ok(range)
+    }
+
+    /// Whether the token at `place` of this pass is one of the text of `row`, and looked at.
+    fn counts(self, row: usize, place: usize) -> bool {
+        self.live.is_none_or(|live| live[row]) && place < self.tokens.row(row).len()
+    }
 }
 
 impl Edit {
@@ -104,7 +149,7 @@ impl Edit {
         self.only(Axis::Prompt, row)
     }
 
-    /// Only this position of the text.
+    /// Only this position of the text; a negative one counts from its end, in a generation from the end of the prompt.
     pub fn pos(self, pos: impl Into<Span>) -> Self {
         self.only(Axis::Pos, pos)
     }
@@ -145,9 +190,18 @@ impl Edit {
         self.selectors.iter().any(|(axis, _)| *axis == Axis::Prompt)
     }
 
+    /// The prompts of a batch of `n` that it changes.
+    pub(crate) fn prompts(&self, n: usize) -> Result<Range<usize>> {
+        let spans = self.selectors.iter().filter(|(axis, _)| *axis == Axis::Prompt);
+        spans.map(|(axis, span)| span.resolve(axis.name(), n)).try_fold(0..n, |all, chosen| {
+            let chosen = chosen?;
+            Ok(all.start.max(chosen.start)..all.end.min(chosen.end))
+        })
+    }
+
     /// Whether it is narrowed to positions of the text.
     pub(crate) fn is_narrowed_by_position(&self) -> bool {
-        self.selectors.iter().any(|(axis, _)| matches!(axis, Axis::Pos | Axis::Query | Axis::Key))
+        self.selectors.iter().any(|(axis, _)| is_position(*axis))
     }
 
     /// The name of the change: `zero`, `set`, `add` …
@@ -213,39 +267,95 @@ impl Edit {
         }
     }
 
-    /// The part of a value of this shape that the edit changes; none if this pass does not hold it.
-    fn region(&self, shape: &[usize], window: Window<'_>) -> Result<Option<Vec<Range<usize>>>> {
+    /// What the edit selects of every axis, by positions of the text; nothing of it is empty.
+    fn selected(&self, shape: &[usize], window: Window<'_>) -> Result<Vec<Range<usize>>> {
         let axes = self.site.axes();
         if let Some((axis, _)) = self.selectors.iter().find(|(axis, _)| !axes.contains(axis)) {
             let have: Vec<&str> = axes.iter().filter(|a| **a != Axis::One).map(|a| a.name()).collect();
             return Err(Error::request(format!("`{}` has no axis {axis} (it has {})", self.site, have.join(", "))));
         }
-        let mut region = Vec::with_capacity(axes.len());
+        let mut selected: Vec<Range<usize>> = Vec::with_capacity(axes.len());
         for (&axis, &len) in axes.iter().zip(shape) {
-            let mut range = 0..len;
-            for (_, span) in self.selectors.iter().filter(|(a, _)| *a == axis) {
-                let chosen = match axis {
-                    Axis::Pos | Axis::Query => span.in_text(axis, window)?.shifted(window.past, len),
-                    Axis::Key => span.in_text(axis, window)?.shifted(0, len),
-                    _ => span.resolve(axis.name(), len)?,
+            let mut range = match is_position(axis) {
+                true => 0..window.horizon.unwrap_or_else(|| window.tokens.longest()),
+                false => 0..len,
+            };
+            for span in self.selectors.iter().filter(|(a, _)| *a == axis).map(|(_, span)| *span) {
+                let chosen = match is_position(axis) {
+                    true => window.positions(axis, span, selected[0].clone())?,
+                    false => span.resolve(axis.name(), len)?,
                 };
                 range = range.start.max(chosen.start)..range.end.min(chosen.end);
             }
             if range.is_empty() {
-                return Ok(None);
+                return Err(Error::request(format!("its selectors leave nothing of axis {axis}")));
             }
-            region.push(range);
+            selected.push(range);
         }
-        Ok(Some(region))
+        if self.site.is_attention_map() {
+            let (query, key) = (&selected[2], &selected[3]);
+            if key.start >= query.end {
+                return Err(Error::request(format!(
+                    "query {} cannot see key {}: the causal mask hides what comes later",
+                    query.end - 1,
+                    key.start
+                )));
+            }
+        }
+        Ok(selected)
     }
 
-    /// The changed value, and how much changed: ‖after − before‖ / ‖before‖ over the part. None if the part is not
-    /// in this pass.
-    pub(crate) fn apply(&self, value: &Tensor, window: Window<'_>) -> Result<Option<(Tensor, f64)>> {
+    /// The part of a value of this shape that the edit changes; none if this pass does not hold it.
+    fn region(&self, shape: &[usize], window: Window<'_>) -> Result<Option<Vec<Range<usize>>>> {
+        let selected = self.selected(shape, window)?;
+        let region: Vec<Range<usize>> = selected
+            .into_iter()
+            .zip(self.site.axes().iter().zip(shape))
+            .map(|(range, (&axis, &len))| match axis {
+                Axis::Pos | Axis::Query => shifted(range, window.past, len),
+                _ => shifted(range, 0, len),
+            })
+            .collect();
+        Ok(if region.iter().any(Range::is_empty) { None } else { Some(region) })
+    }
+
+    /// The positions that it is narrowed to, where it is, in a text whose length it does not count from.
+    pub(crate) fn places(&self) -> Result<Option<Range<usize>>> {
+        let spans = self.selectors.iter().filter(|(axis, _)| is_position(*axis));
+        let ranges = spans.map(|(axis, span)| span.resolve(axis.name(), usize::MAX)).collect::<Result<Vec<_>>>()?;
+        let first = ranges.iter().map(|range| range.start).max();
+        Ok(first.map(|first| first..ranges.iter().map(|range| range.end).min().unwrap_or(first)))
+    }
+
+    /// The last position whose value it changes, where it is narrowed by that: what looks, in an attention map.
+    pub(crate) fn last_changed(&self) -> Option<usize> {
+        let spans = self.selectors.iter().filter(|(axis, _)| matches!(axis, Axis::Pos | Axis::Query));
+        spans.filter_map(|(axis, span)| span.resolve(axis.name(), usize::MAX).ok()).map(|range| range.end - 1).min()
+    }
+
+    /// The same edit with positions that count from the end of a text of `length` tokens counted from its start.
+    pub(crate) fn anchored(&self, length: usize) -> Result<Self> {
+        let mut anchored = self.clone();
+        for (axis, span) in &mut anchored.selectors {
+            if is_position(*axis) && span.counts_from_the_end() {
+                *span = span.resolve(axis.name(), length)?.into();
+            }
+        }
+        Ok(anchored)
+    }
+
+    /// The changed value, and how much changed: ‖after − before‖ / ‖before‖ over the tokens of the part that anybody looks at. None if
+    /// the part is not in this pass.
+    pub(crate) fn apply(
+        &self,
+        value: &Tensor,
+        window: Window<'_>,
+        mask: &Causal,
+    ) -> Result<Option<(Tensor, Option<f64>)>> {
         let Some(region) = self.region(value.dims(), window)? else { return Ok(None) };
         let before = ops::read_region(value, &region)?;
         let like = |t: &Tensor| -> Result<Tensor> { Ok(t.to_device(value.device())?.to_dtype(value.dtype())?) };
-        let after = match &self.change {
+        let mut after = match &self.change {
             Change::Fill(x) => Tensor::full(*x, before.dims(), value.device())?.to_dtype(value.dtype())?,
             Change::Scale(factor) => before.affine(*factor, 0.0)?,
             Change::Set(new) => like(new)?.broadcast_as(before.dims())?.contiguous()?,
@@ -265,9 +375,27 @@ impl Edit {
                 after
             }
         };
-        let change = relative_change(&before, &after)?;
-        Ok(Some((ops::write_region(value, &after, &region)?, change)))
+        let mut changed = ops::write_region(value, &after, &region)?;
+        // No edit opens the future: what the mask hides is hidden again, so that reads show what is used, and counts as unchanged.
+        if self.site.is_attention_map() {
+            let hidden = if matches!(self.site, Site::AttnScores(_)) { f64::NEG_INFINITY } else { 0.0 };
+            changed = ops::masked(&changed, hidden, mask)?;
+            after = ops::read_region(&changed, &region)?;
+        }
+        let place = self.site.axes().iter().position(|axis| matches!(axis, Axis::Pos | Axis::Query)).unwrap_or(1);
+        let counts = |row: usize, at: usize| window.counts(region[0].start + row, region[place].start + at);
+        let change = relative_change(&before, &after, place, counts)?;
+        Ok(Some((changed, change)))
     }
+}
+
+fn is_position(axis: Axis) -> bool {
+    matches!(axis, Axis::Pos | Axis::Query | Axis::Key)
+}
+
+/// The part of a range of the text that a pass of `len` tokens after `past` holds.
+fn shifted(range: Range<usize>, past: usize, len: usize) -> Range<usize> {
+    range.start.saturating_sub(past)..range.end.saturating_sub(past).min(len)
 }
 
 /// Whether a value may be written at a site: −∞ may, where it means that a key is hidden.
@@ -279,82 +407,38 @@ fn is_finite(tensor: &Tensor, site: Site) -> Result<bool> {
     Ok(matches!(site, Site::AttnScores(_)) && values.iter().all(|&x| x < f32::INFINITY))
 }
 
-/// ‖after − before‖ / ‖before‖ over elements that are finite before and after: masked scores are −∞.
-fn relative_change(before: &Tensor, after: &Tensor) -> Result<f64> {
+/// ‖after − before‖ / ‖before‖ over the tokens that count, where `place` is the axis of tokens: infinite where all was 0 before, none
+/// where no token counts. Masked scores are −∞ and are left out.
+fn relative_change(
+    before: &Tensor,
+    after: &Tensor,
+    place: usize,
+    counts: impl Fn(usize, usize) -> bool,
+) -> Result<Option<f64>> {
     let values = |t: &Tensor| -> Result<Vec<f64>> {
         Ok(t.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1()?)
     };
-    let (mut moved, mut size) = (0.0, 0.0);
-    for (a, b) in values(before)?.into_iter().zip(values(after)?) {
-        if a.is_finite() && b.is_finite() {
+    let dims = before.dims();
+    let width: usize = dims[place + 1..].iter().product();
+    let in_row: usize = dims[1..=place].iter().product();
+    let (mut moved, mut size, mut any) = (0.0, 0.0, false);
+    let (before, after) = (values(before)?, values(after)?);
+    for (i, (before, after)) in before.chunks(width).zip(after.chunks(width)).enumerate() {
+        if !counts(i / in_row, i % dims[place]) {
+            continue;
+        }
+        any = true;
+        for (a, b) in before.iter().zip(after).filter(|(a, b)| a.is_finite() && b.is_finite()) {
             moved += (b - a) * (b - a);
             size += a * a;
         }
     }
-    Ok(if moved == 0.0 { 0.0 } else { (moved / size).sqrt() })
+    Ok(any.then(|| if moved == 0.0 { 0.0 } else { (moved / size).sqrt() }))
 }
 
 fn broadcasts(value: &[usize], part: &[usize]) -> bool {
     value.len() <= part.len() && value.iter().rev().zip(part.iter().rev()).all(|(v, p)| v == p || *v == 1)
 }
-
-impl Span {
-    fn resolve(self, what: &str, len: usize) -> Result<Range<usize>> {
-        let (first, last) = (resolve_index(what, self.first, len)?, resolve_index(what, self.last, len)?);
-        if first > last {
-            return Err(Error::request(format!("{what} {self} is an empty range")));
-        }
-        Ok(first..last + 1)
-    }
-
-    /// Positions of the text. Negative ones need prompts of one length, or they would mean several places.
-    fn in_text(self, axis: Axis, window: Window<'_>) -> Result<Range<usize>> {
-        if window.tokens.is_ragged() && (self.first < 0 || self.last < 0) {
-            return Err(Error::request(format!(
-                "{axis} {self} counts from the end, but the prompts differ in length; give each row its own edit"
-            )));
-        }
-        self.resolve(axis.name(), window.horizon)
-    }
-}
-
-trait Shift {
-    fn shifted(self, past: usize, len: usize) -> Range<usize>;
-}
-
-impl Shift for Range<usize> {
-    /// The part of a range of the text that a pass of `len` tokens after `past` holds.
-    fn shifted(self, past: usize, len: usize) -> Range<usize> {
-        self.start.saturating_sub(past)..self.end.saturating_sub(past).min(len)
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}..={}", self.first, self.last) }
-    }
-}
-
-macro_rules! spans {
-    ($($int:ty),*) => {$(
-        impl From<$int> for Span {
-            fn from(index: $int) -> Self {
-                Span { first: index as i64, last: index as i64 }
-            }
-        }
-        impl From<RangeInclusive<$int>> for Span {
-            fn from(range: RangeInclusive<$int>) -> Self {
-                Span { first: *range.start() as i64, last: *range.end() as i64 }
-            }
-        }
-        impl From<Range<$int>> for Span {
-            fn from(range: Range<$int>) -> Self {
-                Span { first: range.start as i64, last: range.end as i64 - 1 }
-            }
-        }
-    )*};
-}
-spans!(i32, i64, usize);
 
 /// Prints as a sentence: `add resid_post.4 pos 5`.
 impl fmt::Display for Edit {
@@ -426,8 +510,11 @@ pub fn parse_edits(text: &str, layers: usize) -> Result<Vec<Edit>> {
             .map_err(|e| Error::request(format!("edits: {}", crate::error::toml_fault(text, &e))))?,
     };
     let mut edits = Vec::new();
+    limits::at_most("edits", file.edit.len(), limits::EDITS)?;
     for (i, entry) in file.edit.into_iter().enumerate() {
-        for site in Site::matching(&entry.site, layers)? {
+        let sites = Site::matching(&entry.site, layers)?;
+        limits::at_most("edits at all sites that they name", edits.len() + sites.len(), limits::EDITS)?;
+        for site in sites {
             edits.push(entry.edit(site).map_err(|e| Error::request(format!("edit {i}: {e}")))?);
         }
     }
@@ -452,10 +539,7 @@ impl EditFile {
             "scale" => Edit::scale(site, number("scale")?),
             "set" => Edit::set(site, &tensor("set")?),
             "add" => Edit::add(site, &tensor("add")?),
-            other => {
-                let other = crate::error::shorten(other);
-                return Err(Error::request(format!("op `{other}` is none of zero, fill, scale, set, add")));
-            }
+            other => return Err(Error::no_such("op", other, ["zero", "fill", "scale", "set", "add"])),
         };
         for (axis, span) in [
             (Axis::Prompt, &self.prompt),
@@ -504,7 +588,7 @@ mod tests {
     fn faulty_edits_are_refused() {
         let fault = |body: &str| parse_edits(&format!("[[edit]]\n{body}"), 4).unwrap_err().to_string();
         assert!(fault("site = \"z.9\"\nop = \"zero\"").contains("layer 9 is out of range"));
-        assert!(fault("site = \"z.1\"\nop = \"ablate\"").contains("none of zero"));
+        assert!(fault("site = \"z.1\"\nop = \"ablate\"").contains("there is no op `ablate`"));
         assert!(fault("site = \"z.1\"\nop = \"zero\"\nvalue = 1").contains("takes no value"));
         assert!(fault("site = \"z.1\"\nop = \"add\"").contains("needs a number or a vector"));
         assert!(fault("site = \"z.1\"\nop = \"zero\"\nhaed = 1").contains("haed"));

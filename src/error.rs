@@ -104,7 +104,7 @@ pub enum Error {
     #[error("terminated{0}")]
     Terminated(String),
     /// A tensor operation failed. The library checks its input first, so this is a bug.
-    #[error("internal: {0}")]
+    #[error("internal: {}", said_by_candle(.0))]
     Tensor(candle_core::Error),
     /// A frame could not be built. The library checks its input first, so this is a bug.
     #[error("internal: {0}")]
@@ -145,7 +145,7 @@ pub enum Kind {
 /// A device that has no memory left is nobody's bug.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        let what = error.to_string();
+        let what = said_by_candle(&error);
         if !what.contains("OUT_OF_MEMORY") && !what.contains("out of memory") {
             return Error::Tensor(error);
         }
@@ -184,6 +184,11 @@ impl Error {
         Error::Request(what.into())
     }
 
+    /// That there is no such thing, and the nearest that there is.
+    pub(crate) fn no_such<'a>(kind: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        Error::Request(no_such(kind, name, known.into_iter()))
+    }
+
     pub(crate) fn data(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         Error::Data { path: path.as_ref().to_path_buf(), what: what.into() }
     }
@@ -214,11 +219,14 @@ pub(crate) fn toml_fault(text: &str, fault: &toml::de::Error) -> String {
     let mut what = fault.message().split_whitespace().collect::<Vec<_>>().join(" ");
     // "unknown field `x`, expected one of `a`, `b`" is a list to search through, and may be a long one.
     let quoted: Vec<&str> = what.split('`').skip(1).step_by(2).collect();
-    if let (true, [unknown, known @ ..]) = (what.starts_with("unknown field"), quoted.as_slice())
+    let kind =
+        [("unknown field", "key"), ("unknown variant", "value")].iter().find(|(start, _)| what.starts_with(start));
+    if let (Some((_, kind)), [unknown, known @ ..]) = (kind, quoted.as_slice())
         && !known.is_empty()
     {
-        what = no_such("key", unknown, known.iter().copied());
+        what = no_such(kind, unknown, known.iter().copied());
     }
+    what = in_plain_words(&what);
     match fault.span() {
         Some(span) => {
             let line = text.get(..span.start).map_or(0, |before| before.matches('\n').count());
@@ -228,18 +236,56 @@ pub(crate) fn toml_fault(text: &str, fault: &toml::de::Error) -> String {
     }
 }
 
+/// serde's "invalid type: string "a", expected usize" for who knows no Rust.
+fn in_plain_words(what: &str) -> String {
+    let said = what.strip_prefix("invalid type: ").or_else(|| what.strip_prefix("invalid value: "));
+    let Some((found, expected)) = said.and_then(|said| said.rsplit_once(", expected ")) else { return what.into() };
+    let expected = match expected {
+        "usize" | "u64" | "u32" | "u8" => "a whole number not below 0",
+        "isize" | "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a sequence" => "a list",
+        "path string" => "text",
+        other => other,
+    };
+    format!("expected {expected}, found {found}")
+}
+
 /// Says that there is no such thing, and which name is the nearest of those that there are.
 pub fn no_such<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
-    let nearest = known.iter().min_by_key(|other| crate::site::distance(name, other));
-    let name = shorten(name);
-    match nearest {
-        None => format!("there is no {kind} `{name}`"),
-        Some(nearest) if known.len() <= 12 => {
-            format!("there is no {kind} `{name}`, the nearest is `{nearest}`; there are {}", known.join(", "))
-        }
-        Some(nearest) => format!("there is no {kind} `{name}`; the nearest is `{nearest}`"),
+    let shown = shorten(name);
+    match known.len() {
+        0 => format!("there is no {kind} `{shown}`"),
+        1..=12 => format!("there is no {kind} `{shown}`, {}", nearest(name, known.into_iter())),
+        _ => format!("there is no {kind} `{shown}`; {}", nearest(name, known.into_iter())),
     }
+}
+
+/// Which of the known names is nearest to one that is not among them; all of them, where they are few.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let folded = name.trim().to_lowercase();
+    let best = known.iter().min_by_key(|other| crate::site::distance(&folded, &other.to_lowercase()));
+    // A word of a longer name is nearer to it than by its letters.
+    let holds = |other: &&&str| folded.chars().count() > 2 && other.to_lowercase().contains(&folded);
+    let holding: Vec<&str> = known.iter().filter(holds).copied().take(6).collect();
+    if known.len() > 12 && holding.len() > 1 {
+        return format!("near to it are {}", holding.join(", "));
+    }
+    let best = holding.first().copied().or(best.copied());
+    match (best, known.len()) {
+        (None, _) => "there is none".into(),
+        (Some(best), 1) => format!("there is only `{best}`"),
+        (Some(best), 2..=12) => format!("the nearest is `{best}`; there are {}", known.join(", ")),
+        (Some(best), _) => format!("the nearest is `{best}`"),
+    }
+}
+
+/// What candle says, without the backtrace that it appends where `RUST_BACKTRACE` is set.
+pub(crate) fn said_by_candle(error: &candle_core::Error) -> String {
+    let text = error.to_string();
+    text.split("\n   0: ").next().unwrap_or_default().trim_end().to_string()
 }
 
 /// At most 60 characters of `text`, with control characters made visible, for a message.

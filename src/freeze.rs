@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::Config;
 use crate::error::{Error, Result, shorten};
+use crate::limits::{self, fits_pattern};
 
 /// The parameters of a model whose names match one of `patterns`.
 ///
@@ -11,14 +12,16 @@ use crate::error::{Error, Result, shorten};
 /// `wte.weight`, and `h.[0-5]` is all of the first six blocks.
 ///
 /// # Errors
-/// [`Error::Request`] for a pattern that matches nothing, or patterns that match everything.
+/// [`Error::Request`] for a pattern that matches nothing, patterns that match everything, and more than [`limits::PATTERNS`]
+/// characters of them.
 pub fn matching(patterns: &[String], config: &Config) -> Result<BTreeSet<String>> {
+    limits::patterns(patterns)?;
     let names: Vec<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
     let mut found = BTreeSet::new();
     for pattern in patterns.iter().flat_map(|pattern| pattern.split(',')).map(str::trim) {
         let matches = |name: &&String| {
             let ends = name.match_indices('.').map(|(i, _)| i).chain([name.len()]);
-            ends.into_iter().any(|end| glob(pattern, &name[..end]))
+            ends.into_iter().any(|end| fits_pattern(pattern, &name[..end]))
         };
         let matched: Vec<&String> = names.iter().filter(matches).collect();
         if matched.is_empty() {
@@ -34,26 +37,6 @@ pub fn matching(patterns: &[String], config: &Config) -> Result<BTreeSet<String>
         return Err(Error::request("every parameter is frozen; nothing is left to learn"));
     }
     Ok(found)
-}
-
-fn glob(pattern: &str, name: &str) -> bool {
-    let Some(first) = pattern.chars().next() else { return name.is_empty() };
-    let rest = &pattern[first.len_utf8()..];
-    match first {
-        '*' => (0..=name.len()).any(|i| name.is_char_boundary(i) && glob(rest, &name[i..])),
-        '[' => {
-            let range = rest.split_once(']').and_then(|(range, after)| {
-                let (low, high) = range.split_once('-').unwrap_or((range, range));
-                Some((low.parse::<usize>().ok()?, high.parse::<usize>().ok()?, after))
-            });
-            let digits = name.find(|c: char| !c.is_ascii_digit()).unwrap_or(name.len());
-            match (range, name[..digits].parse::<usize>()) {
-                (Some((low, high, after)), Ok(n)) => (low..=high).contains(&n) && glob(after, &name[digits..]),
-                _ => false,
-            }
-        }
-        c => name.starts_with(c) && glob(rest, &name[c.len_utf8()..]),
-    }
 }
 
 #[cfg(test)]
@@ -77,6 +60,10 @@ mod tests {
         for bad in ["h.12", "attn", "h.[x]", ""] {
             assert!(frozen(&[bad]).unwrap_err().to_string().contains("matches no parameter"), "{bad}");
         }
+        // Tried in every way in which stars can be read, this would never end.
+        assert!(frozen(&["*".repeat(30).as_str(), "wte"]).unwrap_err().to_string().contains("nothing is left"));
+        assert!(frozen(&[("*a".repeat(30) + "!").as_str()]).unwrap_err().to_string().contains("matches no parameter"));
+        assert!(frozen(&["*a".repeat(6000).as_str()]).unwrap_err().to_string().contains("at most 10000"));
         assert!(frozen(&["*"]).unwrap_err().to_string().contains("nothing is left"));
     }
 }

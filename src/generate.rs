@@ -5,11 +5,13 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use polars::prelude::*;
 
-use crate::edit::Edit;
+use crate::edit::{Edit, Window};
 use crate::error::{Error, Result};
 use crate::frame;
 use crate::gpt2::{Gpt2, LogitsAt};
+use crate::influence;
 use crate::kv::KvCache;
+use crate::limits;
 use crate::memory;
 use crate::plan::{Applied, Plan, Trace};
 use crate::ranking::logprob;
@@ -56,15 +58,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Checks the options against a model and prompts, before anything runs.
+    /// Checks the options against a model, prompts and edits, before anything runs.
     ///
     /// # Errors
-    /// [`Error::Request`] or [`Error::TooLong`] with the numbers.
+    /// [`Error::Request`] or [`Error::TooLong`] with the numbers; an edit that cannot change what is written is one of them.
     pub fn check(&self, model: &Gpt2, tokens: &Tokens, edits: &[Edit]) -> Result<()> {
         self.sampling.check()?;
-        if self.num_samples == 0 || self.max_new_tokens == 0 {
-            return Err(Error::request("num_samples and max_new_tokens must be at least 1"));
-        }
+        limits::within("num_samples", self.num_samples, 1..=limits::SAMPLES)?;
+        limits::within("max_new_tokens", self.max_new_tokens, 1..=limits::NEW_TOKENS)?;
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::request("an empty stop text would end every text at once"));
         }
@@ -81,6 +82,12 @@ impl Options {
         let long = (0..tokens.len()).find(|&prompt| tokens.row(prompt).len() + self.max_new_tokens > limit);
         if let (Some(prompt), false) = (long, self.window) {
             let have = tokens.row(prompt).len();
+            if have >= limit {
+                return Err(Error::request(format!(
+                    "prompt {prompt} has {have} tokens, which fill the model's context of {limit} positions: nothing can be \
+                     written after it; shorten it, or let the window slide (--window)"
+                )));
+            }
             return Err(Error::request(format!(
                 "prompt {prompt} has {have} tokens; with {} more it passes the model's {limit} positions: ask for at most {} \
                  new tokens, or let the window slide (--window)",
@@ -95,8 +102,71 @@ impl Options {
         if let (true, Some(edit)) = (self.num_samples > 1, edits.iter().find(|edit| edit.is_narrowed_by_prompt())) {
             return Err(Error::request(format!("edit `{edit}`: edits of single prompts need one sample per prompt")));
         }
-        Ok(())
+        self.plan(model, tokens, edits).map(|_| ())
     }
+
+    /// The plan of every step, with positions that count from the end of the prompts counted from their start.
+    fn plan(&self, model: &Gpt2, tokens: &Tokens, edits: &[Edit]) -> Result<Plan> {
+        let config = model.config();
+        let given = tokens.longest();
+        // The last token that is written is not read.
+        let read = (given + self.max_new_tokens - 1).min(config.n_positions);
+        let fault = |edit: &Edit, what: &str| Err(Error::request(format!("edit `{edit}`: {what}")));
+        let mut plan = Plan::new();
+        for edit in edits {
+            let mut anchored = edit.clone();
+            if edit.is_narrowed_by_position() {
+                if tokens.is_ragged() {
+                    return fault(
+                        edit,
+                        "positions in a generation need prompts of one length; generate from one at a time",
+                    );
+                }
+                anchored = edit.anchored(given).map_err(|e| Error::request(format!("edit `{edit}`: {e}")))?;
+                let places = anchored.places()?;
+                if let Some(last) = places.filter(|places| places.end > read).map(|places| places.end - 1) {
+                    return fault(
+                        edit,
+                        &format!(
+                            "position {last} is never read: the prompt has {given} tokens, and of {} new ones all but the last \
+                             are read, so positions end at {}",
+                            self.max_new_tokens,
+                            read - 1
+                        ),
+                    );
+                }
+            }
+            if let (Some(last), false) =
+                (anchored.last_changed(), influence::reaches_later_positions(edit.site(), config.n_layer))
+                && last + 1 < given
+            {
+                return fault(
+                    edit,
+                    &format!(
+                        "it would change nothing that is written: what follows the prompt does not depend on {} before its last \
+                         token, at position {}",
+                        edit.site(),
+                        given - 1
+                    ),
+                );
+            }
+            plan = plan.edit(anchored);
+        }
+        let at = if edits.iter().any(|edit| edit.site() == Site::Logits) { LogitsAt::All } else { LogitsAt::Last };
+        let plan = plan.logits(at);
+        let first = match given > config.n_positions {
+            false => tokens.clone(),
+            true => last_tokens(tokens, config.n_positions)?,
+        };
+        plan.check_window(config, Window { tokens: &first, past: 0, horizon: Some(read), live: None })?;
+        Ok(plan)
+    }
+}
+
+/// What the model reads of texts that are longer than its context.
+fn last_tokens(tokens: &Tokens, limit: usize) -> Result<Tokens> {
+    let rows = (0..tokens.len()).map(|prompt| tokens.row(prompt));
+    Tokens::from_ids(rows.map(|ids| ids[ids.len().saturating_sub(limit)..].to_vec()).collect())
 }
 
 /// A token that was just written.
@@ -137,10 +207,10 @@ struct Text {
 /// | `token_ids`, `tokens`, `logprobs` | a list each: the tokens, their texts, and their log-probabilities before temperature, penalty and filters |
 ///
 /// `each` hears of every token as it is written. The edits are applied at every step; with them comes how much each
-/// changed at most.
+/// changed at most. Their positions are positions of the text, prompt first; a negative one counts from the end of the prompt.
 ///
 /// # Errors
-/// What [`Options::check`] finds, what the edits' plan finds, and whatever `each` returns.
+/// What [`Options::check`] finds, an edit whose positions no text came to, and whatever `each` returns.
 pub fn generate(
     model: &Gpt2,
     tokenizer: &Tokenizer,
@@ -150,8 +220,7 @@ pub fn generate(
     each: &mut dyn FnMut(Written) -> Result<()>,
 ) -> Result<(DataFrame, Vec<Applied>)> {
     options.check(model, tokens, edits)?;
-    let at = if edits.iter().any(|edit| edit.site() == Site::Logits) { LogitsAt::All } else { LogitsAt::Last };
-    let plan = Plan::new().edits(edits.iter().cloned()).logits(at);
+    let plan = options.plan(model, tokens, edits)?;
     let mut texts: Vec<Text> = (0..tokens.len())
         .flat_map(|prompt| (0..options.num_samples).map(move |sample| (prompt, sample)))
         .map(|(prompt, sample)| Text {
@@ -175,7 +244,29 @@ pub fn generate(
         true => write(0..n)?,
         false => memory::in_parts(n, n, &mut write)?,
     }
+    for (i, edit) in edits.iter().enumerate() {
+        applied[i] = summed(applied[i].clone(), edit, &plan.edit_list()[i], &texts, tokens.len())?;
+    }
     Ok((rows(tokenizer, &texts)?, applied))
+}
+
+/// What an edit did in all texts, under the name that it was given.
+fn summed(applied: Applied, edit: &Edit, anchored: &Edit, texts: &[Text], prompts: usize) -> Result<Applied> {
+    let chosen = anchored.prompts(prompts)?;
+    let texts = || texts.iter().filter(|text| chosen.contains(&text.prompt));
+    let first = anchored.places()?.map_or(0, |places| places.start);
+    // The token that was written last was not read.
+    let read = |text: &Text| text.given + text.logprobs.len() - 1;
+    let missed = texts().filter(|text| first >= read(text)).count();
+    if missed == texts().count() {
+        let longest = texts().map(read).max().unwrap_or(0);
+        return Err(Error::request(format!(
+            "edit `{edit}` was never applied: it begins at position {first}, and the longest text ended when positions 0..={} were \
+             read; choose an earlier position, or go on after the end of a text (--ignore-end)",
+            longest.max(1) - 1
+        )));
+    }
+    Ok(Applied { edit: edit.to_string(), missed, ..applied })
 }
 
 impl Text {
@@ -224,18 +315,20 @@ impl Writer<'_> {
     fn read(&mut self, texts: &[Text]) -> Result<Vec<Tensor>> {
         let limit = self.model.config().n_positions;
         let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
+        let live: Vec<bool> = texts.iter().map(|text| text.finish.is_none()).collect();
+        let window = |tokens, past, live| Window { tokens, past, horizon: Some(limit), live: Some(live) };
         if longest > limit || !self.options.cache {
             // Positions moved, or nothing is to be kept.
             self.cache = None;
-            let from = |text: &Text| text.ids.len().saturating_sub(limit);
-            let tokens = Tokens::from_ids(texts.iter().map(|text| text.ids[from(text)..].to_vec()).collect())?;
-            let trace = self.plan.run(self.model, &tokens)?;
+            let tokens = Tokens::from_ids(texts.iter().map(|text| text.ids.clone()).collect())?;
+            let tokens = last_tokens(&tokens, limit)?;
+            let trace = self.plan.run_part(self.model, window(&tokens, 0, &live), None)?;
             return self.logits(&trace, &tokens);
         }
         if let Some(cache) = &mut self.cache {
             let last = |text: &Text| text.ids[text.ids.len() - 1..].to_vec();
             let tokens = Tokens::from_ids(texts.iter().map(last).collect())?;
-            let trace = self.plan.run_cached(self.model, &tokens, cache)?;
+            let trace = self.plan.run_part(self.model, window(&tokens, cache.len(), &live), Some(cache))?;
             return self.logits(&trace, &tokens);
         }
         // A prompt is read once, however many texts it begins.
@@ -243,8 +336,9 @@ impl Writer<'_> {
         let alike = |texts: &[Text]| texts.iter().all(|text| text.ids == texts[0].ids);
         let samples = if texts.len().is_multiple_of(samples) && texts.chunks(samples).all(alike) { samples } else { 1 };
         let tokens = Tokens::from_ids(texts.iter().step_by(samples).map(|text| text.ids.clone()).collect())?;
+        let live: Vec<bool> = live.chunks(samples).map(|own| own.contains(&true)).collect();
         let mut cache = KvCache::new(self.model.config());
-        let trace = self.plan.run_cached(self.model, &tokens, &mut cache)?;
+        let trace = self.plan.run_part(self.model, window(&tokens, 0, &live), Some(&mut cache))?;
         self.cache = Some(cache.repeat_each(samples)?);
         let logits = self.logits(&trace, &tokens)?;
         Ok(logits.into_iter().flat_map(|logits| std::iter::repeat_n(logits, samples)).collect())
@@ -265,7 +359,7 @@ impl Writer<'_> {
 /// Why a text ends with its last token, if it does.
 fn finish(text: &Text, tokenizer: &Tokenizer, options: &Options) -> Option<&'static str> {
     let written = text.written();
-    if !options.ignore_end && written.last().copied() == tokenizer.end_of_text() {
+    if !options.ignore_end && written.last().is_some_and(|id| tokenizer.ends().contains(id)) {
         return Some("end_of_text");
     }
     if !options.stop.is_empty() {
@@ -278,10 +372,9 @@ fn finish(text: &Text, tokenizer: &Tokenizer, options: &Options) -> Option<&'sta
 }
 
 fn rows(tokenizer: &Tokenizer, texts: &[Text]) -> Result<DataFrame> {
-    let end = tokenizer.end_of_text();
     let plain = |ids: &[u32]| -> String {
-        let start = usize::from(ids.first().copied() == end && end.is_some());
-        let stop = ids.len() - usize::from(ids.len() > start && ids.last().copied() == end && end.is_some());
+        let start = usize::from(ids.first().is_some_and(|id| tokenizer.bos() == Some(*id)));
+        let stop = ids.len() - usize::from(ids[start..].last().is_some_and(|id| tokenizer.ends().contains(id)));
         tokenizer.decode(&ids[start..stop])
     };
     let written = |text: &Text| text.given + text.logprobs.len();

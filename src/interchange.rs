@@ -6,16 +6,16 @@ use candle_core::{DType, Tensor, Var};
 use polars::prelude::{DataFrame, df};
 
 use crate::edit::Edit;
+use crate::effect::{Effect, Scale, over_pairs, why_meaningless};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::memory;
-use crate::metric::{Metric, effect};
+use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
 use crate::random::{SliceRandom, normal, stream};
 use crate::site::{Site, resolve_index};
-use crate::stats;
 use crate::subspace::Subspace;
 use crate::tokens::Tokens;
 
@@ -59,6 +59,8 @@ struct Side {
     /// The activation, `[pair, 1, dim]`.
     value: Tensor,
     logit_diff: Vec<f64>,
+    /// What rounding may make of a difference of logit differences, by pair, as far as this side's logits say.
+    rounding: Vec<f64>,
 }
 
 impl<'a> Interchange<'a> {
@@ -94,16 +96,21 @@ impl<'a> Interchange<'a> {
         let at_once = memory::at_once("one pair", each, BATCH_TOKENS / length, room.map(|room| room - held))?;
         let side = |of: fn(&Pair) -> &Tokens| -> Result<Side> {
             let tokens = Tokens::from_ids(pairs.iter().map(|pair| of(pair).row(0).to_vec()).collect())?;
-            let (mut values, mut logit_diff) = (Vec::new(), Vec::new());
+            let (mut values, mut logit_diff, mut rounding) = (Vec::new(), Vec::new(), Vec::new());
             let streams = memory::in_batches(pairs.len(), at_once, &mut |part| {
                 let plan = Plan::new().reads([site, Site::ResidPre(layer)]).logits(LogitsAt::Last);
                 let trace = plan.run(model, &tokens.slice(part.clone()))?;
-                let found = logit_diffs(&trace, &pairs[part])?;
                 values.push(trace.get(site)?.narrow(1, pos, 1)?.contiguous()?);
-                logit_diff.extend(found);
+                logit_diff.extend(logit_diffs(&trace, &pairs[part.clone()])?);
+                let logits = to_f32(trace.logits()?)?;
+                for (row, pair) in logits.chunks_exact(config.vocab_size).zip(&pairs[part]) {
+                    rounding
+                        .push(Measures::new(row).rounding(pair.target(), model.dtype())[Metric::LogitDiff as usize]);
+                }
                 Ok(vec![trace.get(Site::ResidPre(layer))?.clone()])
             })?;
-            Ok(Side { resid: Tensor::cat(&streams, 0)?, value: Tensor::cat(&values, 0)?, logit_diff, tokens })
+            let (resid, value) = (Tensor::cat(&streams, 0)?, Tensor::cat(&values, 0)?);
+            Ok(Side { tokens, resid, value, logit_diff, rounding })
         };
         Ok(Self { model, pairs, site, pos, clean: side(Pair::clean)?, corrupt: side(Pair::corrupt)?, at_once })
     }
@@ -121,6 +128,12 @@ impl<'a> Interchange<'a> {
     /// The logit difference of every pair, corrupted and clean.
     pub fn ends(&self) -> (&[f64], &[f64]) {
         (&self.corrupt.logit_diff, &self.clean.logit_diff)
+    }
+
+    /// What effects on the logit difference of every pair are measured by: 0 is the corrupted run, 1 the clean one.
+    pub fn scales(&self) -> Vec<Scale> {
+        let ends = self.corrupt.logit_diff.iter().zip(&self.clean.logit_diff).zip(&self.clean.rounding);
+        ends.map(|((&base, &source), &rounding)| Scale { base, source, rounding }).collect()
     }
 
     /// The logit difference of every corrupted run that takes over a part of the clean run's activation.
@@ -294,29 +307,26 @@ fn logit_diffs(trace: &Trace, pairs: &[Pair]) -> Result<Vec<f64>> {
 /// | `part` | what was taken over |
 /// | `pair` | which; null in the rows that sum up |
 /// | `logit_diff` | after it |
-/// | `effect` | 0 for the corrupted run, 1 for the clean one; summed up: of the means |
-/// | `low`, `high` | 95 % bootstrap interval of the summed effect |
+/// | `effect` | 0 for the corrupted run, 1 for the clean one; null where these differ by no more than rounding ([`Measures::rounding`]); summed up: the ratio of means |
+/// | `low`, `high`, `p` | of the summed effect, where there are several pairs: its 95 % bootstrap interval, and how likely one as far from 0 is by chance ([`Effect`]) |
 ///
 /// # Errors
 /// [`Error::Request`] where clean and corrupted runs answer alike.
-pub fn frame(parts: &[(String, Vec<f64>)], ends: (&[f64], &[f64]), seed: u64) -> Result<DataFrame> {
-    let (base, source) = ends;
-    let sum = |rows: &[usize], of: &dyn Fn(usize) -> f64| rows.iter().map(|&i| of(i)).sum::<f64>();
-    let all: Vec<usize> = (0..base.len()).collect();
-    if sum(&all, &|i| source[i] - base[i]) == 0.0 {
-        return Err(Error::request("the clean and the corrupted runs answer alike: nothing could be taken over"));
+pub fn frame(parts: &[(String, Vec<f64>)], scales: &[Scale], seed: u64) -> Result<DataFrame> {
+    if let Some(why) = why_meaningless(scales, []) {
+        return Err(Error::request(format!("nothing could be taken over: {why}; give other pairs")));
     }
-    type Row = (String, Option<u32>, f64, Option<f64>, Option<stats::Interval>);
+    type Row = (String, Option<u32>, f64, Option<f64>, Option<Effect>);
     let mut rows: Vec<Row> = Vec::new();
     for (name, values) in parts {
-        let share = |rows: &[usize]| sum(rows, &|i| values[i] - base[i]) / sum(rows, &|i| source[i] - base[i]);
-        let interval = (all.len() > 1).then(|| stats::bootstrap_of(&all, seed, share));
+        let sure = over_pairs(scales, values, seed);
         let mean = values.iter().sum::<f64>() / values.len() as f64;
-        rows.push((name.clone(), None, mean, Some(share(&all)), interval));
+        let several = sure.filter(|_| scales.len() > 1);
+        rows.push((name.clone(), None, mean, sure.map(|effect| effect.interval.mean), several));
     }
     for (name, values) in parts {
-        for (i, value) in values.iter().enumerate() {
-            rows.push((name.clone(), Some(i as u32), *value, effect(base[i], source[i], *value), None));
+        for (i, (value, scale)) in values.iter().zip(scales).enumerate() {
+            rows.push((name.clone(), Some(i as u32), *value, scale.effect(*value), None));
         }
     }
     Ok(df!(
@@ -324,7 +334,8 @@ pub fn frame(parts: &[(String, Vec<f64>)], ends: (&[f64], &[f64]), seed: u64) ->
         "pair" => rows.iter().map(|row| row.1).collect::<Vec<_>>(),
         "logit_diff" => rows.iter().map(|row| row.2).collect::<Vec<_>>(),
         "effect" => rows.iter().map(|row| row.3).collect::<Vec<_>>(),
-        "low" => rows.iter().map(|row| row.4.map(|interval| interval.low)).collect::<Vec<_>>(),
-        "high" => rows.iter().map(|row| row.4.map(|interval| interval.high)).collect::<Vec<_>>(),
+        "low" => rows.iter().map(|row| row.4.and_then(|effect| effect.interval.low())).collect::<Vec<_>>(),
+        "high" => rows.iter().map(|row| row.4.and_then(|effect| effect.interval.high())).collect::<Vec<_>>(),
+        "p" => rows.iter().map(|row| row.4.map(|effect| effect.p)).collect::<Vec<_>>(),
     )?)
 }

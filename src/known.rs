@@ -220,9 +220,9 @@ fn induction_name(layer: u32, head: u32) -> String {
 /// Mean loss of the fixed texts in nats per token, each after the end-of-text token.
 fn losses(model: &Gpt2, tokenizer: &Tokenizer) -> Result<Vec<(String, f64)>> {
     let context = model.config().n_positions;
-    let protocol = Protocol { context, stride: context, bos: tokenizer.end_of_text().is_some() };
+    let protocol = Protocol { context, stride: context, bos: tokenizer.bos().is_some() };
     let one = |(name, text): &(&str, &str)| {
-        let document = Document::new(text, tokenizer, &protocol)?;
+        let document = Document::new(text, tokenizer, &protocol, false)?;
         let score = perplexity::score(model, &[document], &protocol, &mut |_| Ok(()))?;
         Ok((loss_name(name), score.nats() / score.tokens() as f64))
     };

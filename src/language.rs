@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::limits::{self, FIELDS, SLOTS};
 use crate::random::{IndexedRandom, Rng, Stream};
 use crate::text::{Bos, Encoding, Tokenizer};
 
@@ -170,6 +171,9 @@ impl Language {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
+        if families.iter().map(|f| u64::from(f.weight)).sum::<u64>() > u64::from(u32::MAX) {
+            return Err(wrong(format!("the weights of all families come to more than {}", u32::MAX)));
+        }
         if families.iter().map(|f| f.weight).sum::<u32>() == 0 || families.iter().any(|f| f.train.is_empty()) {
             return Err(wrong("every family needs training templates, and one a weight above 0".into()));
         }
@@ -353,6 +357,7 @@ fn year(rng: &mut Stream) -> Entry {
 impl ClassFormat {
     /// The class under its own name, and `_sg` and `_pl` where it is numbered.
     fn entries(self, name: &str) -> Fallible<Vec<(String, Vec<Entry>)>> {
+        limits::many(&format!("fields of class {name}"), self.fields.len(), FIELDS).map_or(Ok(()), Err)?;
         let with = |text: &str, lemma: &str, fields: &[(String, String)]| Entry {
             text: text.into(),
             lemma: lemma.into(),
@@ -421,6 +426,7 @@ fn parse_template(text: &str) -> Fallible<Template> {
     if !rest.is_empty() {
         pieces.push(Piece::Text(rest.to_string()));
     }
+    limits::many("pieces of a template", pieces.len(), 2 * SLOTS).map_or(Ok(()), Err)?;
     if pieces.iter().filter(|piece| matches!(piece, Piece::Choice { .. })).count() > 1 {
         return Err("more than one choice".into());
     }
@@ -475,7 +481,9 @@ fn check(template: &Template, classes: &BTreeMap<String, Vec<Entry>>) -> Fallibl
                         ("year", Some(field)) => ["century", "begin", "later"].contains(&field.as_str()),
                         (class, field) => {
                             let entries = classes.get(class).ok_or(format!("there is no class `{class}`"))?;
-                            field.as_ref().is_none_or(|field| entries.iter().all(|e| e.fields.contains_key(field)))
+                            // All entries of a class have the same fields.
+                            let has = |field| entries.first().is_some_and(|entry| entry.fields.contains_key(field));
+                            field.as_ref().is_none_or(has)
                         }
                     };
                     if !known {

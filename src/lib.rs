@@ -27,12 +27,12 @@
 //!
 //! Modules stand on floors and use only what is on their own floor or below:
 //!
-//! 1. names: [`site`], [`reads`], [`hooks`], [`error`], [`device`], [`process`]
+//! 1. names: [`site`], [`span`], [`influence`], [`reads`], [`hooks`], [`error`], [`device`], [`process`], [`limits`], [`memory`]
 //! 2. model: [`gpt2`], [`config`], [`ops`], [`weights`], [`text`], [`tokens`], [`kv`]
 //! 3. instrument: [`edit`], [`plan`], [`frame`], [`shard`], [`dataset`], [`arrivals`], [`gather`], [`folds`], [`labelled`], [`task`], [`ranking`], [`sampling`], [`optim`], [`dropout`], [`freeze`],
 //!    [`initial`], [`recipe`], [`language`], [`corpus`], [`texts`], [`textset`],
 //!    [`metric`], [`pair`], [`pairset`], [`stats`], [`scores`], [`fit`], [`sweep`], [`trunk`], [`circuits`], [`graph`], [`subspace`], [`convention`],
-//!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`], [`suite`], [`study`]
+//!    [`target`], [`stack`], [`direction`], [`generate`], [`oracle`], [`published`], [`embedded`], [`suite`], [`study`], [`run_dir`]
 //! 4. analyses: [`ablate`], [`answers`], [`attention`], [`attribution`], [`behave`], [`capture`], [`card`], [`catalogue`],
 //!    [`composition`], [`detector`], [`edges`], [`export`], [`faithful`], [`heads`], [`interchange`], [`lens`], [`neurons`], [`patch`],
 //!    [`paths`], [`perplexity`], [`predict`], [`probe`], [`prune`], [`residual`], [`saliency`], [`steer`], [`train`]
@@ -69,6 +69,7 @@ mod driver;
 pub mod dropout;
 pub mod edges;
 pub mod edit;
+pub mod effect;
 pub mod embedded;
 pub mod error;
 pub mod export;
@@ -84,6 +85,7 @@ pub mod gpt2;
 pub mod graph;
 pub mod heads;
 pub mod hooks;
+pub mod influence;
 pub mod initial;
 pub mod interchange;
 pub mod known;
@@ -91,6 +93,7 @@ pub mod kv;
 pub mod labelled;
 pub mod language;
 pub mod lens;
+pub mod limits;
 pub mod memory;
 pub mod metric;
 pub mod neurons;
@@ -100,6 +103,7 @@ pub mod optim;
 pub mod oracle;
 pub mod page;
 pub mod pair;
+pub mod pairfile;
 pub mod pairset;
 pub mod patch;
 pub mod paths;
@@ -115,12 +119,14 @@ pub mod ranking;
 pub mod reads;
 pub mod recipe;
 pub mod residual;
+pub mod run_dir;
 pub mod saliency;
 pub mod sampling;
 pub mod scores;
 pub mod shard;
 pub mod site;
 mod slots;
+pub mod span;
 pub mod speed;
 pub mod stack;
 pub mod stats;

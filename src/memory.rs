@@ -1,12 +1,49 @@
 //! How much memory there is, and saying no before it runs out.
 
 use std::ops::Range;
+use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Bytes that can be allocated without swapping, where the system tells.
+/// Bytes that this process can still allocate without swapping, where the system tells: the least of what the machine has, what the
+/// process's own cgroup may still take, and what its limit of address space (`ulimit -v`) leaves.
 pub fn available() -> Option<u64> {
-    field("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024)
+    let machine = field("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024);
+    [machine, left_of_cgroup(), left_of_address_space()].into_iter().flatten().min()
+}
+
+/// Bytes that the cgroup (version 2) of this process may still take.
+fn left_of_cgroup() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    // A limit holds for all groups below it.
+    Path::new("/sys/fs/cgroup")
+        .join(own)
+        .ancestors()
+        .take_while(|dir| dir.starts_with("/sys/fs/cgroup"))
+        .filter_map(left_of_group)
+        .min()
+}
+
+fn left_of_group(dir: &Path) -> Option<u64> {
+    let number = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    let (limit, taken) = (number("memory.max")?, number("memory.current")?);
+    // Files that were read stay in memory until it is needed for something else.
+    let files = field(dir.join("memory.stat"), "inactive_file ").unwrap_or(0);
+    Some(limit.saturating_sub(taken.saturating_sub(files)))
+}
+
+/// Bytes that the limit of address space leaves, if there is one.
+#[allow(unsafe_code)]
+fn left_of_address_space() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: getrlimit writes one struct, which lives here.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    if asked != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let taken = field("/proc/self/status", "VmSize:")? * 1024;
+    Some(limit.rlim_cur.saturating_sub(taken))
 }
 
 /// The most bytes that this process has held, where the system tells.
@@ -19,7 +56,7 @@ pub fn held() -> Option<u64> {
     field("/proc/self/status", "VmRSS:").map(|kib| kib * 1024)
 }
 
-fn field(file: &str, name: &str) -> Option<u64> {
+fn field(file: impl AsRef<Path>, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
@@ -93,6 +130,12 @@ pub fn in_parts(n: usize, most: usize, work: &mut dyn FnMut(Range<usize>) -> Res
         start = end;
     }
     Ok(())
+}
+
+/// The product of sizes and counts as bytes, for a comparison with what there is: so many that no memory holds them where the product
+/// passes 64 bits.
+pub fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |product: u64, factor| product.saturating_mul(*factor))
 }
 
 /// The results of such work.

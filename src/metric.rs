@@ -1,5 +1,7 @@
 //! Numbers that say how a model answers: from the logits after the last token of a prompt.
 
+use candle_core::DType;
+
 use crate::error::{Error, Result};
 use crate::target::Target;
 
@@ -47,10 +49,8 @@ impl Metric {
     /// # Errors
     /// [`Error::Request`] with all names.
     pub fn named(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|metric| metric.name() == name).ok_or_else(|| {
-            let all = Self::ALL.map(Metric::name).join(", ");
-            Error::request(format!("there is no metric `{}`; there are {all}", crate::error::shorten(name)))
-        })
+        let found = Self::ALL.into_iter().find(|metric| metric.name() == name);
+        found.ok_or_else(|| Error::no_such("metric", name, Self::ALL.map(Metric::name)))
     }
 
     /// Its value for a row of logits; `clean` are those of the clean run. NaN where the target lacks the answers that the
@@ -132,6 +132,8 @@ pub struct Measures {
     clean: Vec<f64>,
     /// Σ p·log p of the clean run.
     certainty: f64,
+    /// Standard deviation of its logits.
+    spread: f64,
 }
 
 impl Measures {
@@ -140,7 +142,28 @@ impl Measures {
         let total = log_total(clean);
         let logs = clean.iter().map(|&x| f64::from(x) - total);
         let certainty = logs.clone().map(|log| log.exp() * log).sum();
-        Self { clean: logs.map(f64::exp).collect(), certainty }
+        let n = clean.len() as f64;
+        let mean = clean.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let spread = (clean.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Self { clean: logs.map(f64::exp).collect(), certainty, spread }
+    }
+
+    /// By how much rounding alone may move the difference of each metric between two runs, in the order of [`Metric::ALL`].
+    ///
+    /// Every logit of either run may be off by a share of the standard deviation of the clean run's logits: 1e-4 in f32, which is
+    /// how far this project agrees with others, and four units in the last place in f16 and bf16.
+    pub fn rounding(&self, target: &Target, dtype: DType) -> Vec<f64> {
+        let share = match dtype {
+            DType::F16 => 4.0 / 1024.0,
+            DType::BF16 => 4.0 / 128.0,
+            _ => 1e-4,
+        };
+        let logit = share * self.spread;
+        let prob = |ids: &[u32]| ids.iter().map(|&id| self.clean[id as usize]).sum::<f64>();
+        let (right, other) = (prob(target.answers()), prob(target.wrong()));
+        // A logit difference has two logits in either run; a probability p moves by p·(1 − p) per logit, at most twice, its logarithm
+        // by 1; ranks are whole; a divergence is a square.
+        vec![4.0 * logit, 4.0 * logit * right, 4.0 * logit * (right + other), 4.0 * logit, 0.5, 4.0 * logit * logit]
     }
 
     /// Every metric of a row of logits, in the order of [`Metric::ALL`]; the values of [`Metric::of`], to rounding.
@@ -159,12 +182,6 @@ impl Measures {
         let simple = |metric: Metric| metric.of(logits, &[], target);
         vec![simple(Metric::LogitDiff), right, right - other, right.ln(), simple(Metric::Rank), kl]
     }
-}
-
-/// How far a value went from `base` (0) to `source` (1); none where these two are the same.
-pub fn effect(base: f64, source: f64, value: f64) -> Option<f64> {
-    let span = source - base;
-    (span != 0.0).then(|| (value - base) / span)
 }
 
 /// log Σ eˣ.
@@ -226,5 +243,10 @@ mod tests {
         let all = Measures::new(&clean).of(&logits, &target(&[1, 3], &[0, 2]));
         assert!(Metric::ALL.into_iter().zip(all).all(|(metric, found)| (found - of(metric)).abs() < 1e-12));
         assert_eq!(Metric::Kl.of(&clean, &clean, &target(&[0], &[1])), 0.0);
+        // Logits of 0, 1, 0, 0 have a standard deviation of √3 / 4.
+        let rounding = Measures::new(&clean).rounding(&target(&[1], &[0]), DType::F32);
+        assert!((rounding[0] - 1e-4 * 3.0_f64.sqrt()).abs() < 1e-15 && rounding[4] == 0.5, "{rounding:?}");
+        let coarse = Measures::new(&clean).rounding(&target(&[1], &[0]), DType::BF16);
+        assert!((coarse[0] / rounding[0] - 312.5).abs() < 1e-9);
     }
 }

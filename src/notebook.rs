@@ -18,7 +18,7 @@ use crate::error::{Error, Result, printable};
 use crate::gpt2::Gpt2;
 use crate::page::escaped;
 use crate::text::Tokenizer;
-use crate::weights::{Checkpoint, Expected, Places, check_vocabulary, find, promised, read_small, sha256};
+use crate::weights::{Checkpoint, Expected, Places, find, load_tokenizer, promised, read_small, sha256};
 
 /// Rows of a frame that a notebook shows.
 const ROWS: usize = 20;
@@ -46,7 +46,7 @@ pub fn open(name: &str) -> Result<(Gpt2, Tokenizer)> {
     if name == embedded::NAME {
         return Ok((embedded::model()?, embedded::tokenizer()?));
     }
-    let files = find(name, &Places::from_env()?, &mut ())?;
+    let files = find(name, &Places::from_env()?, false, &mut ())?;
     for file in files.weights.iter().chain(&files.tokenizer) {
         let Some(Expected::Sha256(promised)) = promised(file) else { continue };
         let found = sha256(file)?;
@@ -61,9 +61,8 @@ pub fn open(name: &str) -> Result<(Gpt2, Tokenizer)> {
     if let Some(first) = loaded.not_finite.first() {
         return Err(Error::data(&files.config, format!("{first} holds values that are not finite")));
     }
-    let path = files.tokenizer.ok_or_else(|| Error::Missing(format!("{name}: no tokenizer beside the model")))?;
-    let tokenizer = Tokenizer::load(&path)?;
-    check_vocabulary(Some(&tokenizer), &config)?;
+    let tokenizer = load_tokenizer(&files, None, &config)?;
+    let tokenizer = tokenizer.ok_or_else(|| Error::Missing(format!("{name}: no tokenizer beside the model")))?;
     Ok((loaded.model, tokenizer))
 }
 

@@ -48,6 +48,11 @@ impl Optimizer for AdamW {
     type Config = AdamWConfig;
 
     fn new(vars: Vec<Var>, config: AdamWConfig) -> candle_core::Result<Self> {
+        for (name, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                candle_core::bail!("{name} is {beta}; it must be at least 0 and below 1")
+            }
+        }
         let slots = vars
             .into_iter()
             .map(|var| Ok(Slot { mean: var.zeros_like()?, square: var.zeros_like()?, var }))

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
+use crate::limits::{self, ANSWERS, SLOTS, TEMPLATES};
 use crate::pair::{Pair, Question};
 use crate::random::{SliceRandom, stream};
-use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
+use crate::slots::{Class, Expanded, Fallible, Picks, Roles, Slot, Slots, check_templates};
 use crate::target::Target;
-use crate::text::{Encoding, Tokenizer};
+use crate::text::{Bos, Encoding, Tokenizer};
 
 /// The sets that come with the workbench, by name.
 pub const SHIPPED: [(&str, &str); 9] = [
@@ -79,8 +80,20 @@ enum Answer {
     UpTo { class: String, up_to: String },
 }
 
+/// What the answers of a pair are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Answering {
+    /// Words of one token each.
+    #[default]
+    Words,
+    /// Words of which the first token counts.
+    FirstTokens,
+    /// These ids, of the right answers and of the wrong ones; the words of [`Drawn`] are what a tokenizer makes of them.
+    Ids(Vec<u32>, Vec<u32>),
+}
+
 /// A pair in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
     /// The template and the arrangement that it was made of.
     pub template: String,
@@ -92,6 +105,10 @@ pub struct Drawn {
     pub answer: Vec<String>,
     /// The answers that they are compared with.
     pub wrong: Vec<String>,
+    /// What both are.
+    pub answering: Answering,
+    /// What else a file says of the pair, by name.
+    pub labels: Vec<(String, serde_json::Value)>,
 }
 
 impl PairSet {
@@ -120,6 +137,8 @@ impl PairSet {
         if set.arrange.is_empty() {
             set.arrange.push(Arrange::default());
         }
+        check_templates(&set.templates, set.arrange.iter().map(|arrange| arrange.templates.as_slice()))
+            .map_err(wrong)?;
         for arrange in &mut set.arrange {
             if arrange.templates.is_empty() {
                 arrange.templates.clone_from(&set.templates);
@@ -138,12 +157,20 @@ impl PairSet {
         if self.corrupt.is_empty() || self.arrange.iter().any(|arrange| arrange.templates.is_empty()) {
             return Err("a set needs templates and a corruption".into());
         }
+        let roles =
+            self.arrange.iter().map(|arrange| &arrange.roles).chain(self.corrupt.iter().map(|corrupt| &corrupt.set));
+        let roles = roles.map(|roles| roles.len()).max().unwrap_or(0);
+        limits::many("roles of an arrangement or a corruption", roles, SLOTS).map_or(Ok(()), Err)?;
+        let tries = self.forms().count().saturating_mul(self.corrupt.len());
+        limits::many("templates times corruptions", tries, TEMPLATES).map_or(Ok(()), Err)?;
+        let mut expanded = Expanded::default();
         for (arrange, template) in self.forms() {
             for corrupt in &self.corrupt {
                 let picks = self.slots().pick(&mut stream(0, "pairs", 0))?;
-                let form =
-                    |what: String| format!("{} `{template}`, corrupted by {}: {what}", arrange.name, corrupt.name);
-                self.fill(arrange, template, corrupt, &picks).map_err(form)?;
+                let form = |what: String| {
+                    format!("{} `{}`, corrupted by {}: {what}", arrange.name, shorten(template), corrupt.name)
+                };
+                expanded.add(template, self.fill(arrange, template, corrupt, &picks).map_err(form)?.bytes())?;
             }
         }
         Ok(())
@@ -157,6 +184,11 @@ impl PairSet {
     /// What each template looks like, with the name of its arrangement; `--template` counts these.
     pub fn templates(&self) -> Vec<String> {
         self.forms().map(|(arrange, template)| named(arrange, template)).collect()
+    }
+
+    /// How many templates there are, in all arrangements.
+    pub fn count(&self) -> usize {
+        self.arrange.iter().map(|arrange| arrange.templates.len()).sum()
     }
 
     /// The numbers of the templates that are worded as this one, in all arrangements.
@@ -174,17 +206,14 @@ impl PairSet {
     /// is named by its number.
     ///
     /// # Errors
-    /// [`Error::Request`] for a template or a corruption that the set does not have.
+    /// [`Error::Request`] for a template or a corruption that the set does not have, [`Error::Data`] for a text that is too long.
     pub fn draw(&self, corruption: Option<&str>, template: Option<usize>, seed: u64, index: u64) -> Result<Drawn> {
         let corrupt = match corruption {
             None => self.corrupt.first(),
             Some(name) => self.corrupt.iter().find(|corrupt| corrupt.name == name),
         };
-        let corrupt = corrupt.ok_or_else(|| {
-            let all = self.corruptions().collect::<Vec<_>>().join(", ");
-            let name = crate::error::shorten(corruption.unwrap_or_default());
-            Error::request(format!("there is no corruption `{name}`; there are {all}"))
-        })?;
+        let corrupt =
+            corrupt.ok_or_else(|| Error::no_such("corruption", corruption.unwrap_or_default(), self.corruptions()))?;
         let forms: Vec<(&Arrange, &str)> = self.forms().collect();
         let form = match template {
             Some(i) if i >= forms.len() => {
@@ -198,8 +227,10 @@ impl PairSet {
                 order[at]
             }
         };
-        let picks = self.slots().pick(&mut stream(seed, "pairs", index)).map_err(Error::Bug)?;
-        self.fill(forms[form].0, forms[form].1, corrupt, &picks).map_err(Error::Bug)
+        // What can be wrong with every pair was found when the set was read; with these words the text may still be too long.
+        let wrong = |what| Error::data("set of pairs", what);
+        let picks = self.slots().pick(&mut stream(seed, "pairs", index)).map_err(wrong)?;
+        self.fill(forms[form].0, forms[form].1, corrupt, &picks).map_err(wrong)
     }
 
     fn fill(&self, arrange: &Arrange, template: &str, corrupt: &Corrupt, picks: &Picks<'_>) -> Fallible<Drawn> {
@@ -225,17 +256,23 @@ impl PairSet {
                 let class = self.class.get(class).ok_or_else(|| format!("there is no class `{class}`"))?;
                 Ok((class, *picks.get(slot).ok_or_else(|| format!("there is no slot `{slot}`"))?))
             };
-            let first = |rows: &[Vec<String>]| rows.iter().map(|row| row[0].clone()).collect();
+            // So many as there are for any row that the slot may get, so that what holds for one pair holds for all.
+            let few = |most: usize| limits::many("answers to one prompt", most, ANSWERS).map_or(Ok(()), Err);
             match answer {
                 Answer::Text(text) => Ok(vec![all.written(text, &[own], picks)?.text]),
                 Answer::After { class, after } => {
                     let (class, row) = rows(class, after)?;
-                    if all.bounds(after)?.2 + 1 == class.rows.len() {
+                    let (_, from, to) = all.bounds(after)?;
+                    few(class.len() - from - 1)?;
+                    if to + 1 == class.len() {
                         return Err(format!("no row comes after the last that slot `{after}` may get"));
                     }
-                    Ok(first(&class.rows[row + 1..]))
+                    Ok(class.first_words(row + 1..class.len()))
                 }
-                Answer::UpTo { class, up_to } => rows(class, up_to).map(|(class, row)| first(&class.rows[..=row])),
+                Answer::UpTo { class, up_to } => {
+                    few(all.bounds(up_to)?.2 + 1)?;
+                    rows(class, up_to).map(|(class, row)| class.first_words(0..row + 1))
+                }
             }
         };
         Ok(Drawn {
@@ -244,8 +281,16 @@ impl PairSet {
             corrupt: all.written(template, &[&roles, &slots], picks)?.text,
             answer: answers(&self.answer.right)?,
             wrong: answers(&self.answer.wrong)?,
+            ..Drawn::default()
         })
     }
+}
+
+/// The token that a text begins with.
+fn first_token(tokenizer: &Tokenizer, text: &str) -> Result<u32> {
+    let plain = Encoding { bos: Bos::No, allow_special: false };
+    let tokens = tokenizer.tokens(&[text], plain)?;
+    tokens.row(0).first().copied().ok_or_else(|| Error::request("an answer is empty"))
 }
 
 fn named(arrange: &Arrange, template: &str) -> String {
@@ -253,13 +298,43 @@ fn named(arrange: &Arrange, template: &str) -> String {
 }
 
 impl Drawn {
+    /// Bytes of its texts, about what they take.
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.template, &self.clean, &self.corrupt].into_iter().chain(&self.answer).chain(&self.wrong);
+        texts.map(|text| text.len() + 24).sum()
+    }
+
     /// The clean prompt and its answers as tokens.
     ///
     /// # Errors
     /// As [`Target::parse`].
     pub fn question(&self, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Question> {
         let tokens = tokenizer.tokens(&[&self.clean], encoding)?;
-        Ok(Question { tokens, target: Target::parse(tokenizer, &self.answer, &self.wrong)? })
+        let first =
+            |texts: &[String]| texts.iter().map(|text| first_token(tokenizer, text)).collect::<Result<Vec<_>>>();
+        let target = match &self.answering {
+            Answering::Words => Target::parse(tokenizer, &self.answer, &self.wrong)?,
+            Answering::FirstTokens => Target::new(first(&self.answer)?, first(&self.wrong)?)?,
+            Answering::Ids(right, wrong) => {
+                let vocabulary = tokenizer.vocab_size() as u32;
+                if let Some(id) = right.iter().chain(wrong).find(|id| **id >= vocabulary) {
+                    return Err(Error::request(format!(
+                        "the answer {id} is no token of this model, which has {vocabulary}: the pairs were written for another"
+                    )));
+                }
+                Target::new(right.clone(), wrong.clone())?
+            }
+        };
+        Ok(Question { tokens, target })
+    }
+
+    /// With words for answers that are ids.
+    pub fn worded(mut self, tokenizer: &Tokenizer) -> Self {
+        if let Answering::Ids(right, wrong) = &self.answering {
+            let words = |ids: &[u32]| ids.iter().map(|&id| tokenizer.text(id)).collect();
+            (self.answer, self.wrong) = (words(right), words(wrong));
+        }
+        self
     }
 
     /// The pair as tokens.

@@ -13,16 +13,16 @@ use candle_core::Tensor;
 use polars::prelude::{DataFrame, df};
 
 use crate::config::Config;
+use crate::effect::{Effect, Scale, over_pairs};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::graph::{Graph, Outputs, Receiver, Source};
 use crate::memory;
-use crate::metric::{Measures, Metric, effect};
+use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::plan::{Plan, Trace};
 use crate::site::Site;
-use crate::stats;
 use crate::sweep::Cell;
 use crate::trunk::{Trunk, Values, Wanted};
 
@@ -93,6 +93,15 @@ pub struct Paths {
     pub base: Vec<f64>,
     /// Metrics of the run that senders take their values from.
     pub other: Vec<f64>,
+    /// What rounding may make of the difference of these two, by metric.
+    pub rounding: Vec<f64>,
+}
+
+impl Paths {
+    /// What effects on a metric are measured by: 0 where the plain run is, 1 where the other run is.
+    pub fn scale(&self, metric: Metric) -> Scale {
+        Scale::of(metric, &self.base, &self.other, &self.rounding)
+    }
 }
 
 /// Patches the paths from every head and every MLP to `receivers`, all of them at once: the clean run, with senders as in the
@@ -169,7 +178,8 @@ pub fn paths(
         Ok(found)
     })?;
     let senders = values.into_iter().enumerate().map(|(i, values)| (graph.source(i + 1), values)).collect();
-    Ok(Paths { senders, base: plain, other: measure(&to_f32(&ends)?) })
+    let rounding = measures.rounding(pair.target(), model.dtype());
+    Ok(Paths { senders, base: plain, other: measure(&to_f32(&ends)?), rounding })
 }
 
 /// What receivers read of each sender.
@@ -329,36 +339,33 @@ impl Wave<'_> {
 /// | `pair` | which; null in the rows that sum up several pairs |
 /// | `sender`, `layer`, `head` | `a5.h1` or `m3`; the head is null for an MLP |
 /// | `receivers` | where the paths end |
-/// | `metric`, `value` | after patching; in rows without a pair the mean |
-/// | `effect` | 0 where the plain run is, 1 where the other run is; null where they are the same |
-/// | `low`, `high` | in rows without a pair: 95 % bootstrap interval of the mean effect |
+/// | `metric`, `value`, `change` | after patching, and how much that is more than in the plain run; in rows without a pair the means |
+/// | `effect` | 0 where the plain run is, 1 where the other run is; in rows without a pair the ratio of means, mean(`change`) / mean(other run − plain run); null where the two runs differ by no more than rounding ([`Measures::rounding`]) |
+/// | `low`, `high`, `p` | in rows without a pair, of that ratio: its 95 % bootstrap interval over pairs, and how likely one as far from 0 is by chance ([`Effect`]) |
 ///
 /// # Errors
 /// [`Error::Request`] for no pair.
 pub fn frame(all: &[Paths], receivers: &[End], metrics: &[Metric], seed: u64) -> Result<DataFrame> {
     let Some(first) = all.first() else { return Err(Error::request("there is no pair")) };
     let name = receivers.iter().map(End::to_string).collect::<Vec<_>>().join(" ");
-    let effect = |one: &Paths, m: usize, value: f64| effect(one.base[m], one.other[m], value);
-    type Row = (Option<u32>, usize, Metric, f64, Option<f64>, Option<stats::Interval>);
+    type Row = (Option<u32>, usize, Metric, (f64, f64), Option<f64>, Option<Effect>);
     let mut rows: Vec<Row> = Vec::new();
     for (i, one) in all.iter().enumerate() {
         for (s, (_, values)) in one.senders.iter().enumerate() {
             for metric in metrics {
-                let value = values[*metric as usize];
-                rows.push((Some(i as u32), s, *metric, value, effect(one, *metric as usize, value), None));
+                let (base, value) = (one.base[*metric as usize], values[*metric as usize]);
+                rows.push((Some(i as u32), s, *metric, (base, value), one.scale(*metric).effect(value), None));
             }
         }
     }
     if all.len() > 1 {
         for s in 0..first.senders.len() {
             for metric in metrics {
-                let m = *metric as usize;
-                let values: Vec<f64> = all.iter().map(|one| one.senders[s].1[m]).collect();
-                let effects: Vec<f64> =
-                    all.iter().zip(&values).filter_map(|(one, value)| effect(one, m, *value)).collect();
-                let interval = (!effects.is_empty()).then(|| stats::bootstrap(&effects, seed));
-                let mean = values.iter().sum::<f64>() / values.len() as f64;
-                rows.push((None, s, *metric, mean, interval.map(|i| i.mean), interval));
+                let scales: Vec<Scale> = all.iter().map(|one| one.scale(*metric)).collect();
+                let values: Vec<f64> = all.iter().map(|one| one.senders[s].1[*metric as usize]).collect();
+                let ends = (Scale::mean(&scales).base, values.iter().sum::<f64>() / values.len() as f64);
+                let sure = over_pairs(&scales, &values, seed);
+                rows.push((None, s, *metric, ends, sure.map(|effect| effect.interval.mean), sure));
             }
         }
     }
@@ -371,9 +378,11 @@ pub fn frame(all: &[Paths], receivers: &[End], metrics: &[Metric], seed: u64) ->
         "head" => rows.iter().map(|row| head(sender(row))).collect::<Vec<_>>(),
         "receivers" => vec![name; rows.len()],
         "metric" => rows.iter().map(|row| row.2.name()).collect::<Vec<_>>(),
-        "value" => rows.iter().map(|row| row.3).collect::<Vec<_>>(),
+        "value" => rows.iter().map(|row| row.3.1).collect::<Vec<_>>(),
+        "change" => rows.iter().map(|row| row.3.1 - row.3.0).collect::<Vec<_>>(),
         "effect" => rows.iter().map(|row| row.4).collect::<Vec<_>>(),
-        "low" => rows.iter().map(|row| row.5.map(|interval| interval.low)).collect::<Vec<_>>(),
-        "high" => rows.iter().map(|row| row.5.map(|interval| interval.high)).collect::<Vec<_>>(),
+        "low" => rows.iter().map(|row| row.5.and_then(|effect| effect.interval.low())).collect::<Vec<_>>(),
+        "high" => rows.iter().map(|row| row.5.and_then(|effect| effect.interval.high())).collect::<Vec<_>>(),
+        "p" => rows.iter().map(|row| row.5.map(|effect| effect.p)).collect::<Vec<_>>(),
     )?)
 }

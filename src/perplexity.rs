@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
 use crate::memory;
 use crate::ops;
-use crate::text::Tokenizer;
+use crate::text::{Bos, Tokenizer};
 use crate::tokens::Tokens;
 
 /// Tokens that pass through the model at once, and rows of logits that exist at once.
@@ -28,7 +28,7 @@ pub struct Protocol {
     pub context: usize,
     /// Tokens between the beginnings of windows.
     pub stride: usize,
-    /// Whether each document begins with the end-of-text token, which is not scored itself.
+    /// Whether each document begins with the token that starts a text, which is not scored itself.
     pub bos: bool,
 }
 
@@ -87,18 +87,24 @@ pub struct Document {
 }
 
 impl Document {
-    /// A text in the tokens of a model.
+    /// A text in the tokens of a model; special tokens in it are these tokens if `allow_special`.
     ///
     /// # Errors
-    /// [`Error::Request`] for a text with nothing to score, or a tokenizer without the BOS that the protocol wants.
-    pub fn new(text: &str, tokenizer: &Tokenizer, protocol: &Protocol) -> Result<Self> {
-        let mut ids = Vec::new();
-        if protocol.bos {
-            let end = tokenizer.end_of_text();
-            ids.push(end.ok_or_else(|| Error::request("this tokenizer has no <|endoftext|>; use --bos no"))?);
-        }
-        ids.extend(tokenizer.encode_long(text)?);
+    /// [`Error::Request`] for a text with nothing to score, or a tokenizer without the BOS that the protocol wants; text that the
+    /// tokenizer cannot encode.
+    pub fn new(text: &str, tokenizer: &Tokenizer, protocol: &Protocol, allow_special: bool) -> Result<Self> {
+        let ids = begun(tokenizer.encode_long(text, allow_special)?, tokenizer, protocol)?;
         Self::from_ids(ids, text.len(), text.split_whitespace().count())
+    }
+
+    /// A text that is tokens already, from a file that holds nothing else; the protocol's BOS comes before it.
+    ///
+    /// # Errors
+    /// As [`Document::new`].
+    pub fn of_tokens(ids: Vec<u32>, tokenizer: &Tokenizer, protocol: &Protocol) -> Result<Self> {
+        let text = tokenizer.decode(&ids);
+        let bytes = ids.iter().filter_map(|&id| tokenizer.bytes(id)).map(|bytes| bytes.len()).sum();
+        Self::from_ids(begun(ids, tokenizer, protocol)?, bytes, text.split_whitespace().count())
     }
 
     /// A text that is tokens already; `bytes` and `words` are those of the text.
@@ -122,6 +128,15 @@ impl Document {
     /// Its tokens, BOS included.
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+}
+
+/// Tokens with the BOS that the protocol wants, once.
+fn begun(ids: Vec<u32>, tokenizer: &Tokenizer, protocol: &Protocol) -> Result<Vec<u32>> {
+    match (protocol.bos, tokenizer.bos()) {
+        (true, None) => Err(Error::request("this tokenizer has no token that starts a text; use --bos no")),
+        (true, _) => tokenizer.begun(ids, Bos::Auto),
+        (false, _) => Ok(ids),
     }
 }
 

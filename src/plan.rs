@@ -9,6 +9,7 @@ use crate::edit::{Edit, Window};
 use crate::error::{Error, Result};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
 use crate::hooks::Hooks;
+use crate::influence;
 use crate::kv::KvCache;
 use crate::ops::{self, Taps};
 use crate::site::Site;
@@ -112,10 +113,11 @@ impl Plan {
     /// # Errors
     /// The first thing that could not be done, with the numbers.
     pub fn check(&self, config: &Config, tokens: &Tokens) -> Result<()> {
-        self.check_window(config, tokens, 0, tokens.longest())
+        self.check_window(config, Window::whole(tokens))
     }
 
-    fn check_window(&self, config: &Config, tokens: &Tokens, past: usize, horizon: usize) -> Result<()> {
+    pub(crate) fn check_window(&self, config: &Config, window: Window<'_>) -> Result<()> {
+        let Window { tokens, past, .. } = window;
         tokens.check(config, past)?;
         let layers = config.n_layer;
         let start = self.from.as_ref().map_or(0, |(layer, _)| *layer);
@@ -129,9 +131,39 @@ impl Plan {
         }
         let extents = config.extents(tokens.len(), tokens.longest(), past);
         for edit in &self.edits {
-            edit.check(&extents, Window { tokens, past, horizon })?;
+            edit.check(&extents, window)?;
+        }
+        // Where there are no logits, the run ends with the residual stream.
+        if self.logits == LogitsAt::None && until == layers {
+            self.check_seen(layers, &[Site::ResidPost(layers - 1)])?;
         }
         Ok(())
+    }
+
+    /// Checks that every edit can change what the run reads: a value, a gradient, or logits.
+    ///
+    /// [`Plan::check`] counts the last residual stream of a run without logits as read, [`Trace::resid`]; this does not.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an edit that comes after everything that is read.
+    pub fn check_effects(&self, config: &Config) -> Result<()> {
+        match self.until.is_none_or(|until| until == config.n_layer) && self.logits != LogitsAt::None {
+            true => Ok(()), // every site reaches the logits
+            false => self.check_seen(config.n_layer, &[]),
+        }
+    }
+
+    fn check_seen(&self, layers: usize, also: &[Site]) -> Result<()> {
+        let seen: Vec<Site> = self.reads.iter().chain(&self.grads).chain(also).copied().collect();
+        let unseen = |edit: &&Edit| !seen.iter().any(|&to| influence::reaches(edit.site(), to, layers));
+        let Some(edit) = self.edits.iter().find(unseen) else { return Ok(()) };
+        let names: Vec<String> = seen.iter().take(4).map(Site::to_string).collect();
+        let more = if seen.len() > names.len() { ", …" } else { "" };
+        Err(Error::request(format!(
+            "edit `{edit}` would change nothing: what is read ({}{more}) does not depend on {}",
+            names.join(", "),
+            edit.site()
+        )))
     }
 
     fn check_reached(&self, site: Site, start: usize, until: usize, layers: usize) -> Result<()> {
@@ -161,9 +193,7 @@ impl Plan {
     /// # Errors
     /// Everything that [`Plan::check`] finds, and [`Error::NotFinite`] when a value stops being a number.
     pub fn run(&self, model: &Gpt2, tokens: &Tokens) -> Result<Trace> {
-        self.check(model.config(), tokens)?;
-        let window = Window { tokens, past: 0, horizon: tokens.longest() };
-        self.run_window(model, window, None, None)
+        self.run_window(model, Window::whole(tokens), None, None)
     }
 
     /// Runs the plan and hands each value that is read to `receive` instead of keeping it, in forward order.
@@ -176,38 +206,48 @@ impl Plan {
         tokens: &Tokens,
         receive: &mut dyn FnMut(Site, &Tensor) -> Result<()>,
     ) -> Result<Trace> {
-        self.check(model.config(), tokens)?;
-        let window = Window { tokens, past: 0, horizon: tokens.longest() };
-        self.run_window(model, window, None, Some(receive))
+        self.run_window(model, Window::whole(tokens), None, Some(receive))
     }
 
     /// Runs the plan on tokens that follow what `cache` holds, and adds them to it.
     ///
-    /// Positions in edits are positions of the whole text, and may lie in a part that comes later or came before.
+    /// Positions in edits are positions of the whole text, and may lie in a part that comes later or came before: an edit of which this
+    /// pass holds nothing has no [`Applied::relative_change`], and [`Applied::check`] finds those that no pass applied. Positions cannot
+    /// count from the end, which is not known here.
     ///
     /// # Errors
     /// As [`Plan::run`]; gradients, resuming and stopping early need a run without a cache.
     pub fn run_cached(&self, model: &Gpt2, tokens: &Tokens, cache: &mut KvCache) -> Result<Trace> {
-        let fault = if !self.grads.is_empty() {
-            Some("gradients need")
-        } else if self.from.is_some() || self.until.is_some() {
-            Some("resuming or stopping early needs")
-        } else {
-            None
-        };
-        if let Some(what) = fault {
-            return Err(Error::request(format!("{what} a run without a key-value cache")));
+        let horizon = Some(model.config().n_positions);
+        self.run_part(model, Window { tokens, past: cache.len(), horizon, live: None }, Some(cache))
+    }
+
+    /// Runs the plan on a part of longer texts, with or without a cache of what came before.
+    pub(crate) fn run_part<'a>(
+        &'a self,
+        model: &Gpt2,
+        window: Window<'a>,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Trace> {
+        if let Some(cache) = &cache {
+            let fault = if !self.grads.is_empty() {
+                Some("gradients need")
+            } else if self.from.is_some() || self.until.is_some() {
+                Some("resuming or stopping early needs")
+            } else {
+                None
+            };
+            if let Some(what) = fault {
+                return Err(Error::request(format!("{what} a run without a key-value cache")));
+            }
+            let narrowed = self.edits.iter().find(|edit| edit.is_narrowed_by_position());
+            if let (true, Some(edit)) = (cache.is_ragged() || window.tokens.is_ragged(), narrowed) {
+                return Err(Error::request(format!(
+                    "edit `{edit}`: positions in a cached batch need prompts of one length"
+                )));
+            }
         }
-        let narrowed = self.edits.iter().find(|edit| edit.is_narrowed_by_position());
-        if let (true, Some(edit)) = (cache.is_ragged() || tokens.is_ragged(), narrowed) {
-            return Err(Error::request(format!(
-                "edit `{edit}`: positions in a cached batch need prompts of one length"
-            )));
-        }
-        let past = cache.len();
-        let horizon = model.config().n_positions;
-        self.check_window(model.config(), tokens, past, horizon)?;
-        self.run_window(model, Window { tokens, past, horizon }, Some(cache), None)
+        self.run_window(model, window, cache, None)
     }
 
     fn run_window<'a>(
@@ -217,6 +257,7 @@ impl Plan {
         mut cache: Option<&mut KvCache>,
         receive: Option<Receiver<'a>>,
     ) -> Result<Trace> {
+        self.check_window(model.config(), window)?;
         let mask = match &mut cache {
             Some(cache) => cache.begin(window.tokens)?,
             None => ops::Causal::new(0),
@@ -228,6 +269,9 @@ impl Plan {
         }
         let output = model.run(pass, &mut recorder)?;
         recorder.check_all_visited()?;
+        if window.horizon.is_none() {
+            recorder.check_all_applied()?;
+        }
         let finite = match &output.logits {
             Some(logits) => ops::all_finite(logits)?,
             None => ops::all_finite(&output.resid)?,
@@ -289,20 +333,14 @@ impl Hooks for Recorder<'_> {
         if !self.visited.insert(site) {
             return Err(Error::Bug(format!("{site} was visited twice")));
         }
-        let before = value.id();
         for (edit, applied) in self.plan.edits.iter().zip(&mut self.applied) {
             if edit.site() != site {
                 continue;
             }
-            if let Some((edited, change)) = edit.apply(&value, self.window)? {
+            if let Some((edited, change)) = edit.apply(&value, self.window, &self.mask)? {
                 value = edited;
-                applied.relative_change = Some(change);
+                applied.relative_change = change;
             }
-        }
-        // No edit opens the future: what the mask hides is hidden again, so that reads show what is used.
-        if value.id() != before && site.is_attention_map() {
-            let hidden = if matches!(site, Site::AttnScores(_)) { f64::NEG_INFINITY } else { 0.0 };
-            value = ops::masked(&value, hidden, &self.mask)?;
         }
         if self.plan.grads.contains(&site) {
             value = self.taps.tap(site, &value)?;
@@ -343,6 +381,14 @@ impl<'a> Recorder<'a> {
         let wanted = self.plan.reads.iter().chain(&self.plan.grads).copied();
         match wanted.chain(self.plan.edits.iter().map(Edit::site)).find(|site| !self.visited.contains(site)) {
             Some(site) => Err(Error::Bug(format!("{site} was checked to be reached, but was not"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A pass over whole texts holds every part that an edit selects, or the plan's check would have refused it.
+    fn check_all_applied(&self) -> Result<()> {
+        match self.applied.iter().find(|applied| applied.relative_change.is_none()) {
+            Some(applied) => Err(Error::Bug(format!("edit `{}` was checked, but was not applied", applied.edit))),
             None => Ok(()),
         }
     }
@@ -387,14 +433,30 @@ impl<A: Hooks> Hooks for Both<'_, A> {
 pub struct Applied {
     /// The edit, as a sentence.
     pub edit: String,
-    /// ‖after − before‖ / ‖before‖ over the part it selects; 0 for an edit that changed nothing. None if the run did
-    /// not hold that part (a later position, in a cached run).
+    /// ‖after − before‖ / ‖before‖ over the tokens it selects: 0 for an edit that changed nothing, infinite where all values were 0.
+    /// None if the run did not hold that part (a later position, in a cached run).
     pub relative_change: Option<f64>,
+    /// Texts of a generation that ended before the positions it selects.
+    pub missed: usize,
 }
 
 impl Applied {
     fn pending(edit: &Edit) -> Self {
-        Self { edit: edit.to_string(), relative_change: None }
+        Self { edit: edit.to_string(), relative_change: None, missed: 0 }
+    }
+
+    /// Checks that every edit was applied, after the last of several cached runs.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an edit that no run held any part of.
+    pub fn check(all: &[Self]) -> Result<()> {
+        match all.iter().find(|applied| applied.relative_change.is_none()) {
+            None => Ok(()),
+            Some(never) => Err(Error::request(format!(
+                "edit `{}` was never applied: no token was read at the positions it selects",
+                never.edit
+            ))),
+        }
     }
 
     /// Of the same edits in two runs, the larger change each. `before` may be empty: no run yet.
@@ -404,6 +466,7 @@ impl Applied {
         }
         let larger = |(mut a, b): (Self, &Self)| {
             a.relative_change = [a.relative_change, b.relative_change].into_iter().flatten().reduce(f64::max);
+            a.missed += b.missed;
             a
         };
         before.into_iter().zip(now).map(larger).collect()

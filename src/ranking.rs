@@ -108,7 +108,7 @@ mod tests {
         let logits = [0.0, 2.0, 1.0, 2.0];
         let all = best(&logits, 10);
         assert_eq!(all.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3, 2, 0]);
-        assert!((all.iter().map(|c| f64::from(c.2).exp()).sum::<f64>() - 1.0).abs() < 1e-6);
+        assert!((all.iter().map(|c| f64::from(c.2).exp()).sum::<f64>() - 1.0).abs() < 1e-5); // a share of 1, in f32
         assert_eq!(best(&logits, 2), all[..2]);
         assert_eq!(logprob(&logits, 3), all[1].2);
         assert!(best(&logits, 0).is_empty());
@@ -124,9 +124,10 @@ mod tests {
 
     #[test]
     fn entropy_is_that_of_the_softmax() {
-        assert!((entropy(&[1.0; 8]) - 8.0_f32.ln()).abs() < 1e-6);
-        assert!(entropy(&[0.0, f32::NEG_INFINITY]).abs() < 1e-6);
+        // Nats of order 1, in f32.
+        assert!((entropy(&[1.0; 8]) - 8.0_f32.ln()).abs() < 1e-5);
+        assert!(entropy(&[0.0, f32::NEG_INFINITY]).abs() < 1e-5);
         let p: f32 = 1.0 / (1.0 + (-1.0_f32).exp());
-        assert!((entropy(&[1.0, 0.0]) + p * p.ln() + (1.0 - p) * (1.0 - p).ln()).abs() < 1e-6);
+        assert!((entropy(&[1.0, 0.0]) + p * p.ln() + (1.0 - p) * (1.0 - p).ln()).abs() < 1e-5);
     }
 }

@@ -4,14 +4,14 @@ use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
 use candle_transformers::utils::apply_repeat_penalty;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, said_by_candle};
 use crate::random::{Rng, stream};
 
 /// How the next token is drawn from the logits, with the names and the order of Hugging Face's `generate`: repetition
 /// penalty, temperature, top-k, top-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the likeliest token.
+    /// Divides the logits; 0 takes the likeliest token, and so does one that leaves no other a chance.
     pub temperature: f64,
     /// Keeps the k likeliest tokens, and those that tie with the last of them.
     pub top_k: Option<usize>,
@@ -52,8 +52,10 @@ impl Sampling {
             Some(p) if !(p > 0.0 && p <= 1.0) => return fault("top_p", p, "above 0 and at most 1"),
             _ => {}
         }
-        if !self.repetition_penalty.is_finite() || self.repetition_penalty <= 0.0 {
-            return fault("repetition_penalty", self.repetition_penalty, "a number above 0");
+        // It is used in 32 bits, where very small numbers are 0 and very large ones infinite.
+        let penalty = self.repetition_penalty as f32;
+        if !(penalty > 0.0 && penalty.is_finite()) {
+            return fault("repetition_penalty", self.repetition_penalty, "a number above 0 that fits into 32 bits");
         }
         if self.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
             return Err(Error::request("temperature 0 takes the likeliest token; top_k and top_p would do nothing"));
@@ -76,12 +78,12 @@ impl Sampling {
         let mut order: Vec<usize> = (0..probabilities.len()).filter(|&i| f64::from(probabilities[i]) > floor).collect();
         order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]).then(a.cmp(&b)));
         let mut before = 0.0;
-        let kept = order.iter().take_while(|&&i| {
-            let keep = before < share * total;
+        let kept = order.iter().enumerate().take_while(|&(rank, &i)| {
+            let keep = rank == 0 || before < share * total;
             before += f64::from(probabilities[i]);
             keep
         });
-        let kept: Vec<(usize, f32)> = kept.map(|&i| (i, probabilities[i])).collect();
+        let kept: Vec<(usize, f32)> = kept.map(|(_, &i)| (i, probabilities[i])).collect();
         probabilities.fill(0.0);
         kept.into_iter().for_each(|(i, p)| probabilities[i] = p);
     }
@@ -98,7 +100,7 @@ impl Sampler {
     pub fn new(sampling: Sampling, seed: u64, index: u64) -> Self {
         let draw = match sampling.temperature {
             0.0 => Draw::ArgMax,
-            temperature => Draw::All { temperature },
+            _ => Draw::All { temperature: 1.0 }, // see `cooled`
         };
         let seed = stream(seed, "generate", index).random();
         Self { processor: LogitsProcessor::from_sampling(seed, draw), sampling }
@@ -113,10 +115,29 @@ impl Sampler {
         let logits = &logits.to_device(&candle_core::Device::Cpu)?;
         let penalty = self.sampling.repetition_penalty as f32;
         let penalized = if penalty == 1.0 { logits.clone() } else { apply_repeat_penalty(logits, penalty, text)? };
+        let cooled = cooled(&penalized, self.sampling.temperature)?;
         let sampling = &self.sampling;
-        let drawn = self.processor.sample_f(&penalized, |probabilities| sampling.keep(probabilities));
-        drawn.map_err(|e| Error::data("logits", format!("nothing can be drawn from them: {e}")))
+        let drawn = self.processor.sample_f(&cooled, |probabilities| sampling.keep(probabilities));
+        drawn.map_err(|e| Error::data("logits", format!("nothing can be drawn from them: {}", said_by_candle(&e))))
     }
+}
+
+/// Logits divided by a temperature, the largest moved to 0: however small the temperature is, nothing overflows, and what is far
+/// below the largest becomes −∞, which is never drawn. At 0 they are as they were.
+fn cooled(logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    let values = logits.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
+    let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if !largest.is_finite() || values.iter().any(|x| x.is_nan()) {
+        let what =
+            format!("nothing can be drawn from them: the largest is {largest}; is the repetition penalty too small?");
+        return Err(Error::data("logits", what));
+    }
+    let cooled = |x: f32| match x {
+        _ if temperature == 0.0 => x,
+        _ if x == largest => 0.0,
+        _ => ((f64::from(x) - f64::from(largest)) / temperature) as f32,
+    };
+    Ok(Tensor::from_vec(values.into_iter().map(cooled).collect(), logits.dims(), logits.device())?)
 }
 
 #[cfg(test)]
@@ -159,6 +180,33 @@ mod tests {
         ];
         assert!(bad.iter().all(|sampling| sampling.check().is_err()));
         assert!(Sampling::greedy().check().is_ok());
+    }
+
+    #[test]
+    fn a_tiny_temperature_takes_the_likeliest_token_and_a_tiny_penalty_is_refused() {
+        let logits = Tensor::new(&[-3.0_f32, 40.0, 39.99, -60.0], &Device::Cpu).unwrap();
+        for temperature in [1e-9, 1e-37, 1e-45, 1e-300, 5e-324] {
+            for (top_k, top_p) in [(None, None), (Some(3), None), (None, Some(1e-300)), (Some(2), Some(5e-324))] {
+                let sampling = Sampling { temperature, top_k, top_p, ..Default::default() };
+                sampling.check().unwrap();
+                let drawn: Vec<u32> =
+                    (0..20).map(|seed| Sampler::new(sampling.clone(), seed, 0).next(&logits, &[0]).unwrap()).collect();
+                assert_eq!(drawn, [1; 20], "temperature {temperature}, top-k {top_k:?}, top-p {top_p:?}");
+            }
+        }
+        // The largest logits of a type, and a temperature that they overflow with.
+        let large = Tensor::new(&[f32::MAX, -f32::MAX, 0.0], &Device::Cpu).unwrap();
+        let half = Sampling { temperature: 0.5, ..Default::default() };
+        assert_eq!(Sampler::new(half, 0, 0).next(&large, &[]).unwrap(), 0);
+        for repetition_penalty in [1e-50, 1e39, f64::MIN_POSITIVE] {
+            let sampling = Sampling { repetition_penalty, ..Default::default() };
+            assert!(sampling.check().unwrap_err().to_string().contains("repetition_penalty"), "{repetition_penalty}");
+        }
+        for temperature in [0.0, 1.0] {
+            let tiny = Sampling { repetition_penalty: 1e-38, temperature, ..Default::default() };
+            let error = Sampler::new(tiny, 0, 0).next(&logits, &[1]).unwrap_err().to_string();
+            assert!(error.contains("repetition penalty too small"), "{error}");
+        }
     }
 
     #[test]

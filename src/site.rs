@@ -1,9 +1,11 @@
 //! Where a value lives in the forward pass: its name, its axes, its place in the order.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::limits::{self, fits_pattern};
 
 /// A named place in the forward pass of a GPT-2.
 ///
@@ -296,11 +298,16 @@ impl Site {
     /// # Errors
     /// [`Error::UnknownSite`] with the nearest names, or [`Error::Request`] for a layer that the model does not have.
     pub fn matching(pattern: &str, layers: usize) -> Result<Vec<Site>> {
+        limits::patterns(&[pattern])?;
         let wanted = expand_layers(pattern, layers)?;
+        let fits = |glob: &str, layer: usize, site: &Site| {
+            site.form().spellings(layer).iter().any(|name| fits_pattern(glob, name))
+        };
         let found: Vec<Site> = Site::all(layers)
-            .filter(|site| {
-                let spellings = site.form().spellings(site.layer().unwrap_or(0));
-                spellings.iter().any(|name| wanted.iter().any(|glob| matches_glob(glob, name)))
+            .filter(|site| match (&wanted, site.layer()) {
+                (Wanted::Any(glob), layer) => fits(glob, layer.unwrap_or(0), site),
+                (Wanted::Layers(globs), Some(layer)) => globs.get(&layer).is_some_and(|glob| fits(glob, layer, site)),
+                (Wanted::Layers(_), None) => false,
             })
             .collect();
         if !found.is_empty() {
@@ -320,6 +327,7 @@ impl Site {
     /// # Errors
     /// As [`Site::matching`].
     pub fn matching_all(patterns: &[impl AsRef<str>], layers: usize) -> Result<Vec<Site>> {
+        limits::patterns(patterns)?;
         let mut sites: Vec<Site> = Vec::new();
         for pattern in patterns {
             let found = Site::matching(pattern.as_ref(), layers)?;
@@ -401,8 +409,16 @@ pub fn resolve_index(what: &str, index: i64, len: usize) -> Result<usize> {
     }
 }
 
+/// A pattern of sites, with its layer written out.
+enum Wanted {
+    /// It names no layer by number.
+    Any(String),
+    /// What it is for each layer that it names.
+    Layers(BTreeMap<usize, String>),
+}
+
 /// Writes out the layer part of a pattern: `q.0-2` becomes `q.0`, `q.1`, `q.2`; `q.-1` becomes the last layer.
-fn expand_layers(pattern: &str, layers: usize) -> Result<Vec<String>> {
+fn expand_layers(pattern: &str, layers: usize) -> Result<Wanted> {
     let parts: Vec<&str> = pattern.split('.').collect();
     for (at, part) in parts.iter().enumerate() {
         let Some((first, last)) = parse_range(part) else { continue };
@@ -410,16 +426,15 @@ fn expand_layers(pattern: &str, layers: usize) -> Result<Vec<String>> {
         if first > last {
             return Err(Error::request(format!("`{pattern}`: the range {part} is empty; write {last}-{first}")));
         }
-        return Ok((first..=last)
-            .map(|layer| {
-                let layer = layer.to_string();
-                let mut parts = parts.clone();
-                parts[at] = &layer;
-                parts.join(".")
-            })
-            .collect());
+        let written = (first..=last).map(|layer| {
+            let number = layer.to_string();
+            let mut parts = parts.clone();
+            parts[at] = &number;
+            (layer, parts.join("."))
+        });
+        return Ok(Wanted::Layers(written.collect()));
     }
-    Ok(vec![pattern.to_string()])
+    Ok(Wanted::Any(pattern.to_string()))
 }
 
 /// Reads `5`, `-1`, `0-5` or `0--1` as an inclusive range.
@@ -429,22 +444,6 @@ fn parse_range(text: &str) -> Option<(i64, i64)> {
     }
     let dash = text.char_indices().skip(1).find(|(_, c)| *c == '-')?.0;
     Some((text[..dash].parse().ok()?, text[dash + 1..].parse().ok()?))
-}
-
-/// Whether `name` fits `glob`, in which `*` stands for any characters.
-fn matches_glob(glob: &str, name: &str) -> bool {
-    let mut parts = glob.split('*');
-    let first = parts.next().unwrap_or("");
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 fn unknown(name: &str, layers: usize) -> Error {
@@ -463,9 +462,9 @@ fn unknown(name: &str, layers: usize) -> Error {
     Error::UnknownSite { name, nearest: ranked.into_iter().take(3).map(|(_, name)| name).collect() }
 }
 
-/// Levenshtein distance in characters.
+/// Levenshtein distance in characters, of the first 80 of both.
 pub(crate) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
+    let b: Vec<char> = b.chars().take(80).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().take(80).enumerate() {
         let mut diagonal = row[0];

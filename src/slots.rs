@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::error::shorten;
+use crate::limits::{self, EXPANDED_BYTES, FIELDS, RANGE, SLOTS, TEMPLATES, TEXT_BYTES};
 use crate::random::{Rng, Stream};
 
 /// The fault in words; the caller says where.
@@ -19,8 +21,15 @@ pub(crate) type Fallible<T> = std::result::Result<T, String>;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Rows")]
 pub(crate) struct Class {
-    pub(crate) fields: Vec<String>,
-    pub(crate) rows: Vec<Vec<String>>,
+    fields: Vec<String>,
+    words: Words,
+}
+
+/// What a class holds. Numbers are written out when one is drawn: a file of a few bytes may name very many.
+#[derive(Clone, Debug)]
+enum Words {
+    Rows(Vec<Vec<String>>),
+    Numbers { from: i64, count: usize },
 }
 
 /// A class as it stands in a file.
@@ -34,24 +43,55 @@ struct Rows {
     range: Option<(i64, i64)>,
 }
 
-/// Numbers that a class may have.
-const MOST_NUMBERS: i64 = 100_000;
-
 impl TryFrom<Rows> for Class {
     type Error = String;
 
     fn try_from(file: Rows) -> Fallible<Self> {
-        let rows = match file.range {
-            None => file.rows,
+        let words = match file.range {
+            None => Words::Rows(file.rows),
             Some(_) if !file.rows.is_empty() || !file.fields.is_empty() => {
                 return Err("a class has rows or a range, not both".into());
             }
-            Some((from, to)) if from > to || to.saturating_sub(from) >= MOST_NUMBERS => {
-                return Err(format!("range [{from}, {to}] holds no numbers, or more than {MOST_NUMBERS}"));
+            Some((from, to)) if from > to || to.abs_diff(from) >= RANGE => {
+                return Err(format!("range [{from}, {to}] holds no numbers, or more than {RANGE}"));
             }
-            Some((from, to)) => (from..=to).map(|n| vec![n.to_string()]).collect(),
+            Some((from, to)) => Words::Numbers { from, count: to.abs_diff(from) as usize + 1 },
         };
-        Ok(Self { fields: file.fields, rows })
+        Ok(Self { fields: file.fields, words })
+    }
+}
+
+impl Class {
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        match &self.words {
+            Words::Rows(rows) => rows.len(),
+            Words::Numbers { count, .. } => *count,
+        }
+    }
+
+    /// A word of a row.
+    fn word(&self, row: usize, column: usize) -> Option<Cow<'_, str>> {
+        match &self.words {
+            Words::Rows(rows) => rows.get(row)?.get(column).map(|word| Cow::Borrowed(word.as_str())),
+            Words::Numbers { from, .. } => Some(Cow::Owned((from + row as i64).to_string())),
+        }
+    }
+
+    /// The first words of some rows.
+    pub(crate) fn first_words(&self, rows: std::ops::Range<usize>) -> Vec<String> {
+        rows.filter_map(|row| self.word(row, 0)).map(Cow::into_owned).collect()
+    }
+
+    fn check(&self, name: &str) -> Fallible<()> {
+        limits::many(&format!("fields of class {name}"), self.fields.len(), FIELDS).map_or(Ok(()), Err)?;
+        let fields = self.fields.len().max(1);
+        let Words::Rows(rows) = &self.words else { return Ok(()) };
+        match rows.iter().find(|row| row.len() != fields) {
+            Some(row) => Err(format!("class {name}: {} has not {fields} words", shorten(&format!("{row:?}")))),
+            None if rows.is_empty() => Err(format!("class {name} is empty")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -79,25 +119,22 @@ pub(crate) struct Slots<'a> {
 impl<'a> Slots<'a> {
     /// Checks that every row has its fields and that every slot can always be filled.
     pub(crate) fn check(self) -> Fallible<()> {
-        for (name, class) in self.class {
-            let fields = class.fields.len().max(1);
-            match class.rows.iter().find(|row| row.len() != fields) {
-                Some(row) => return Err(format!("class {name}: {row:?} has not {fields} words")),
-                None if class.rows.is_empty() => return Err(format!("class {name} is empty")),
-                None => {}
-            }
-        }
+        limits::many("slots", self.slot.len(), SLOTS).map_or(Ok(()), Err)?;
+        self.class.iter().try_for_each(|(name, class)| class.check(name))?;
         let mut earlier: Vec<(&str, usize, usize)> = Vec::new();
         for name in self.slot.keys() {
             let (class, from, to) = self.bounds(name)?;
-            if from > to || to >= class.rows.len() {
-                return Err(format!("slot {name}: rows {from}..={to} of {}", class.rows.len()));
+            if from > to || to >= class.len() {
+                return Err(format!("slot {name}: rows {from}..={to} of {}", class.len()));
             }
             // Whatever the slots before it get, a row must be left.
             let class = self.class_of(name)?;
-            let rivals = || earlier.iter().filter(|(other, a, b)| *other == class && *a <= to && from <= *b);
-            let untouched = (from..=to).any(|row| rivals().all(|(_, a, b)| row < *a || *b < row));
-            if !untouched && to - from < rivals().count() {
+            let rivals = earlier.iter().filter(|(other, a, b)| *other == class && *a <= to && from <= *b);
+            let mut rivals: Vec<(usize, usize)> = rivals.map(|(_, a, b)| (*a, *b)).collect();
+            rivals.sort_unstable();
+            // The first row that none of them may get.
+            let untouched = rivals.iter().fold(from, |row, (a, b)| if (*a..=*b).contains(&row) { b + 1 } else { row });
+            if untouched > to && to - from < rivals.len() {
                 return Err(too_few(name));
             }
             earlier.push((class, from, to));
@@ -121,7 +158,7 @@ impl<'a> Slots<'a> {
             _ => None,
         };
         let class = self.class.get(name).ok_or_else(|| format!("slot {slot}: there is no class `{name}`"))?;
-        let (from, to) = bounds.unwrap_or((0, class.rows.len().saturating_sub(1)));
+        let (from, to) = bounds.unwrap_or((0, class.len().saturating_sub(1)));
         Ok((class, from, to))
     }
 
@@ -131,11 +168,10 @@ impl<'a> Slots<'a> {
         let mut taken: BTreeSet<(&str, usize)> = BTreeSet::new();
         for name in self.slot.keys() {
             let ((_, from, to), class) = (self.bounds(name)?, self.class_of(name)?);
-            let free: Vec<usize> = (from..=to).filter(|row| !taken.contains(&(class, *row))).collect();
-            if free.is_empty() {
-                return Err(too_few(name));
-            }
-            let row = free[rng.random_range(0..free.len())];
+            let gone: Vec<usize> = taken.range((class, from)..=(class, to)).map(|(_, row)| *row).collect();
+            let free = (to + 1 - from).checked_sub(gone.len()).filter(|free| *free > 0).ok_or_else(|| too_few(name))?;
+            // The so-and-so-many of the rows that are left: those that are gone before it come on top.
+            let row = gone.iter().fold(from + rng.random_range(0..free), |row, gone| row + usize::from(*gone <= row));
             taken.insert((class, row));
             picks.insert(name.as_str(), row);
         }
@@ -151,12 +187,19 @@ impl<'a> Slots<'a> {
             let (name, after) = closed.ok_or("a brace is not closed")?;
             out.text.push_str(before);
             let start = out.text.len();
-            out.text.push_str(&self.value(name, roles, picks)?);
+            let value = self.value(name, roles, picks)?;
+            if start + value.len() > TEXT_BYTES {
+                return Err(format!("the text comes to more than {TEXT_BYTES} bytes"));
+            }
+            out.text.push_str(&value);
             out.places.push((name.to_string(), start..out.text.len()));
             rest = after;
         }
         out.text.push_str(rest);
-        Ok(out)
+        match out.text.len() <= TEXT_BYTES {
+            true => Ok(out),
+            false => Err(format!("the text comes to more than {TEXT_BYTES} bytes")),
+        }
     }
 
     /// What stands for a name, or what comes of reckoning with several.
@@ -164,10 +207,11 @@ impl<'a> Slots<'a> {
         let parts: Vec<&str> = name.split(' ').collect();
         let [first, steps @ ..] = parts.as_slice() else { return Err("an empty name".into()) };
         if steps.is_empty() {
-            return self.word(first, roles, picks).map(Cow::Borrowed);
+            return self.word(first, roles, picks);
         }
         let number = |name: &str| -> Fallible<i64> {
-            let word = if name.bytes().all(|b| b.is_ascii_digit()) { name } else { self.word(name, roles, picks)? };
+            let digits = name.bytes().all(|b| b.is_ascii_digit());
+            let word = if digits { Cow::Borrowed(name) } else { self.word(name, roles, picks)? };
             word.trim().parse().map_err(|_| format!("`{name}` stands for `{word}`, which is no number"))
         };
         let mut value = number(first)?;
@@ -183,12 +227,12 @@ impl<'a> Slots<'a> {
         Ok(Cow::Owned(value.to_string()))
     }
 
-    fn word(self, name: &str, roles: &[&Roles], picks: &Picks<'_>) -> Fallible<&'a str> {
+    fn word(self, name: &str, roles: &[&Roles], picks: &Picks<'_>) -> Fallible<Cow<'a, str>> {
         let (base, field) = name.split_once('.').map_or((name, None), |(base, field)| (base, Some(field)));
         let meant = roles.iter().find_map(|roles| roles.get(base)).map_or(base, String::as_str);
         let (slot, own) = meant.split_once('.').map_or((meant, None), |(slot, field)| (slot, Some(field)));
         let (class, ..) = self.bounds(slot)?;
-        let row = &class.rows[*picks.get(slot).ok_or_else(|| format!("slot `{slot}` was not drawn"))?];
+        let row = *picks.get(slot).ok_or_else(|| format!("slot `{slot}` was not drawn"))?;
         let column = match field.or(own) {
             None if class.fields.len() > 1 => {
                 return Err(format!("`{name}` needs a field: {}", class.fields.join(", ")));
@@ -199,7 +243,34 @@ impl<'a> Slots<'a> {
                 found.ok_or_else(|| format!("`{name}`: there is no field `{field}`"))?
             }
         };
-        Ok(&row[column])
+        class.word(row, column).ok_or_else(|| format!("`{name}`: slot `{slot}` has no such row"))
+    }
+}
+
+/// Refuses more templates, or a file that comes to more bytes when each of them is filled, than a file may have.
+///
+/// `own` are the templates of every arrangement or case; one without any has the `shared` ones.
+pub(crate) fn check_templates<'a>(shared: &[String], own: impl Iterator<Item = &'a [String]>) -> Fallible<()> {
+    let bytes = |templates: &[String]| templates.iter().map(String::len).sum::<usize>();
+    let of_shared = (shared.len(), bytes(shared));
+    let of = |own: &[String]| if own.is_empty() { of_shared } else { (own.len(), bytes(own)) };
+    let (count, bytes) = own.map(of).fold((0, 0_usize), |all, own| (all.0 + own.0, all.1 + own.1));
+    limits::many("templates in all arrangements or cases", count, TEMPLATES).map_or(Ok(()), Err)?;
+    limits::many("bytes of templates in all arrangements or cases", bytes, EXPANDED_BYTES).map_or(Ok(()), Err)
+}
+
+/// Counts what the templates of a file come to while each is tried once.
+#[derive(Default)]
+pub(crate) struct Expanded(usize);
+
+impl Expanded {
+    /// Adds a template and the bytes that were made of it, or refuses the file.
+    pub(crate) fn add(&mut self, template: &str, bytes: usize) -> Fallible<()> {
+        self.0 += template.len() + bytes;
+        match self.0 <= EXPANDED_BYTES {
+            true => Ok(()),
+            false => Err(format!("its templates come to more than {EXPANDED_BYTES} bytes when each is filled once")),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::generate::{Options, generate};
 use crate::gpt2::{Gpt2, Pass};
+use crate::limits;
 use crate::random::{Rng, stream};
 use crate::recipe::{Precision, Recipe};
 use crate::text::Tokenizer;
@@ -59,9 +60,8 @@ impl Size {
     /// [`Error::Request`] with the numbers.
     pub fn check(&self, work: Work, config: &Config) -> Result<()> {
         let least = if work == Work::Generate { PROMPT + 1 } else { 2 };
-        if self.batch == 0 || self.repeats == 0 {
-            return Err(Error::request("batch and repeats must be at least 1"));
-        }
+        limits::within("batch", self.batch, 1..=limits::BATCH)?;
+        limits::within("repeats", self.repeats, 1..=limits::REPEATS)?;
         match (least..=config.n_positions).contains(&self.length) {
             true => Ok(()),
             false => Err(Error::request(format!(

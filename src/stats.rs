@@ -2,31 +2,47 @@
 
 use crate::random::{Rng, stream};
 
-/// A mean with the bounds that 95 % of resampled means lie within.
+/// A mean, or another statistic, with the bounds that 95 % of its resampled values lie within.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     /// The mean.
     pub mean: f64,
-    /// 2.5 % of resampled means are below.
-    pub low: f64,
-    /// 2.5 % of resampled means are above.
-    pub high: f64,
+    /// 2.5 % of the resampled values are below the first, 2.5 % above the second; none where there is nothing to resample: a single
+    /// value says nothing about how sure it is.
+    pub bounds: Option<(f64, f64)>,
+}
+
+impl Interval {
+    /// A value without bounds.
+    pub fn bare(mean: f64) -> Self {
+        Self { mean, bounds: None }
+    }
+
+    /// The lower bound.
+    pub fn low(&self) -> Option<f64> {
+        self.bounds.map(|(low, _)| low)
+    }
+
+    /// The upper bound.
+    pub fn high(&self) -> Option<f64> {
+        self.bounds.map(|(_, high)| high)
+    }
 }
 
 /// Resamples of the bootstrap, and sign patterns of the permutation test where not all are tried.
 const DRAWS: u64 = 2000;
 
-/// Percentile bootstrap of the mean (Efron 1979); the bounds are the mean itself for a single value. NaN for none.
+/// Percentile bootstrap of the mean (Efron 1979); a single value has no bounds. NaN for none.
 pub fn bootstrap(values: &[f64], seed: u64) -> Interval {
     bootstrap_of(values, seed, |sample| sample.iter().sum::<f64>() / sample.len() as f64)
 }
 
-/// Percentile bootstrap of any statistic, which stands in `mean`; the bounds are the value itself for a single one.
+/// Percentile bootstrap of any statistic, which stands in `mean`; a single value has no bounds.
 pub fn bootstrap_of<T: Copy>(values: &[T], seed: u64, statistic: impl Fn(&[T]) -> f64) -> Interval {
     let n = values.len();
     let mean = statistic(values);
     if n < 2 {
-        return Interval { mean, low: mean, high: mean };
+        return Interval::bare(mean);
     }
     let mut sample = values.to_vec();
     let mut found: Vec<f64> = (0..DRAWS)
@@ -38,7 +54,7 @@ pub fn bootstrap_of<T: Copy>(values: &[T], seed: u64, statistic: impl Fn(&[T]) -
         .collect();
     found.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| found[((DRAWS - 1) as f64 * share).round() as usize];
-    Interval { mean, low: at(0.025), high: at(0.975) }
+    Interval { mean, bounds: Some((at(0.025), at(0.975))) }
 }
 
 /// A share of `n`, with Wilson's bounds of 95 % (1927): unlike the bootstrap's they have a width where all or none are hits.
@@ -47,7 +63,7 @@ pub fn wilson(hits: usize, n: usize) -> Interval {
     let z2 = 1.959_963_984_540_054_f64.powi(2);
     let middle = (mean + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = (z2 * (mean * (1.0 - mean) / n + z2 / (4.0 * n * n))).sqrt() / (1.0 + z2 / n);
-    Interval { mean, low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+    Interval { mean, bounds: Some(((middle - half).max(0.0), (middle + half).min(1.0))) }
 }
 
 /// The value in the middle; NaN for none.
@@ -98,11 +114,13 @@ mod tests {
     fn the_interval_holds_the_mean_and_narrows_with_more_values() {
         let values = |n: u64| (0..n).map(|i| ((i * 37) % 11) as f64).collect::<Vec<_>>();
         let (few, many) = (bootstrap(&values(11), 1), bootstrap(&values(1100), 1));
-        assert!(few.low < few.mean && few.mean < few.high && few.mean == many.mean);
+        let ((low, high), (_, many_high)) = (few.bounds.unwrap(), many.bounds.unwrap());
+        assert!(low < few.mean && few.mean < high && few.mean == many.mean);
         // ±1.96 standard errors: the standard deviation of 0 … 10 is √10.
         let error = (10.0_f64 / 1100.0).sqrt();
-        assert!((many.high - many.mean - 1.96 * error).abs() < 0.15 * error, "{many:?}");
-        assert_eq!(bootstrap(&[3.0], 0), Interval { mean: 3.0, low: 3.0, high: 3.0 });
+        assert!((many_high - many.mean - 1.96 * error).abs() < 0.15 * error, "{many:?}");
+        assert_eq!(bootstrap(&[3.0], 0), Interval { mean: 3.0, bounds: None });
+        assert_eq!(bootstrap_of(&[2.0], 0, median), Interval::bare(2.0));
     }
 
     #[test]
@@ -113,7 +131,9 @@ mod tests {
         for run in 0..runs {
             let mut rng = stream(7, "coverage", run);
             let hits = (0..n).filter(|_| rng.random_bool(share)).count();
-            let inside = |interval: Interval, truth: f64| usize::from(interval.low <= truth && truth <= interval.high);
+            let inside = |interval: Interval, truth: f64| {
+                interval.bounds.map_or(0, |(low, high)| usize::from(low <= truth && truth <= high))
+            };
             accuracy += inside(wilson(hits, n), share);
             let values: Vec<f64> = (0..n).map(|_| crate::random::normal(&mut rng)).collect();
             margin += inside(bootstrap(&values, run), 0.0);
@@ -125,7 +145,8 @@ mod tests {
             assert!((0.917..=0.983).contains(&covered), "{what}: {covered}");
         }
         let all = wilson(20, 20);
-        assert!(all.mean == 1.0 && all.high == 1.0 && (0.80..0.87).contains(&all.low), "{all:?}");
+        let (low, high) = all.bounds.unwrap();
+        assert!(all.mean == 1.0 && high == 1.0 && (0.80..0.87).contains(&low), "{all:?}");
         assert_eq!(median(&[3.0, 1.0, 2.0, 10.0]), 2.5);
     }
 

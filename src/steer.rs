@@ -7,13 +7,14 @@ use polars::prelude::*;
 
 use crate::direction::Direction;
 use crate::edit::Edit;
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::generate::{self, generate};
 use crate::gpt2::{Gpt2, LogitsAt, Pass};
+use crate::limits;
 use crate::memory;
 use crate::ops;
-use crate::plan::Plan;
+use crate::plan::{Applied, Plan};
 use crate::target::Target;
 use crate::text::Tokenizer;
 use crate::tokens::Tokens;
@@ -56,9 +57,8 @@ impl FromStr for Units {
 
     fn from_str(name: &str) -> Result<Self> {
         let all = [Units::Natural, Units::Norm, Units::Unit];
-        all.into_iter().find(|units| units.to_string() == name).ok_or_else(|| {
-            Error::request(format!("`{}` are no units; there are natural, norm and unit", shorten(name)))
-        })
+        let found = all.into_iter().find(|units| units.to_string() == name);
+        found.ok_or_else(|| Error::no_such("unit of strength", name, ["natural", "norm", "unit"]))
     }
 }
 
@@ -84,6 +84,8 @@ impl Options {
         if self.strengths.is_empty() || self.strengths.iter().any(|strength| !strength.is_finite()) {
             return Err(Error::request("strengths must be numbers, at least one"));
         }
+        limits::at_most("strengths", self.strengths.len(), limits::LISTED)?;
+        limits::within("controls", self.controls, 0..=limits::CONTROLS)?;
         let twice = self.strengths.iter().enumerate().find(|(i, strength)| self.strengths[..*i].contains(strength));
         if let Some((_, strength)) = twice {
             return Err(Error::request(format!("strength {strength} is given twice")));
@@ -98,6 +100,8 @@ impl Options {
 /// What happened at one strength of one direction.
 #[derive(Clone)]
 struct Outcome {
+    /// How much the edit changed the activations at most, relative to them; 0 without one.
+    change: f64,
     /// The target's value after each prompt.
     values: Vec<Option<f64>>,
     texts: Vec<Written>,
@@ -124,6 +128,7 @@ struct Written {
 /// | `draw` | which random direction; null for steering |
 /// | `site`, `layer` | where it is added |
 /// | `strength`, `amount` | in the units that were asked for, and as length |
+/// | `relative_change` | the length of what was added, relative to the activations there; 0 where rounding swallowed it |
 /// | `prompt`, `sample` | null in rows that sum up |
 /// | `text` | what was written; null in rows that sum up |
 /// | `metric`, `value` | the target after the prompt, `logit_diff` or `logit`; null without one; in rows that sum up the mean over prompts |
@@ -193,7 +198,9 @@ fn outcome(
             })?
         }
     };
-    let (frame, _) = generate(model, tokenizer, tokens, edits, &options.generate, &mut |_| Ok(()))?;
+    let (frame, applied) = generate(model, tokenizer, tokens, edits, &options.generate, &mut |_| Ok(()))?;
+    Applied::check(&applied)?;
+    let change = applied.iter().filter_map(|applied| applied.relative_change).fold(0.0, f64::max);
     let (prompt, sample) = (frame.column("prompt")?.u32()?, frame.column("sample")?.u32()?);
     let (text, ids) = (frame.column("continuation")?.str()?, frame.column("token_ids")?.list()?);
     let mut texts = Vec::new();
@@ -215,7 +222,7 @@ fn outcome(
     for (text, logprob) in texts.iter_mut().zip(logprobs(model, &whole)?) {
         text.logprob = logprob;
     }
-    Ok(Outcome { values, texts })
+    Ok(Outcome { change, values, texts })
 }
 
 /// Log-probability, under the model as it is, of what follows the given tokens of each text.
@@ -245,6 +252,7 @@ struct Rows {
     layer: Vec<Option<u32>>,
     strength: Vec<f64>,
     amount: Vec<f64>,
+    change: Vec<f64>,
     prompt: Vec<Option<u32>>,
     sample: Vec<Option<u32>>,
     text: Vec<Option<String>>,
@@ -271,6 +279,7 @@ impl Rows {
             self.layer.push(direction.site.layer().map(|layer| layer as u32));
             self.strength.push(strength);
             self.amount.push(amount);
+            self.change.push(outcome.change);
             self.prompt.push(text.map(|text| text.prompt));
             self.sample.push(text.map(|text| text.sample));
             self.text.push(text.map(|text| text.text.clone()));
@@ -297,6 +306,7 @@ impl Rows {
             "layer" => self.layer,
             "strength" => self.strength,
             "amount" => self.amount,
+            "relative_change" => self.change,
             "prompt" => self.prompt,
             "sample" => self.sample,
             "text" => self.text,

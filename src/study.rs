@@ -4,7 +4,7 @@
 //! run, or `[[run]]`, runs one by one. Keys are the options of the command with `_` for `-`; for `train` and `finetune` also the keys
 //! of the recipe. `[figure]` may name `x`, `y` and the rows that count, `where`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use polars::prelude::*;
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::error::{Error, Result, toml_fault};
+use crate::limits::{self, EXPANDED_BYTES, RUNS, VARIED};
 
 /// Many runs of one command.
 #[derive(Clone, Debug, Deserialize)]
@@ -46,9 +47,6 @@ pub struct Drawing {
     pub rows: BTreeMap<String, Value>,
 }
 
-/// Most runs of a study.
-const MOST: usize = 10_000;
-
 impl Study {
     /// Reads a study; `path` is for messages.
     ///
@@ -74,6 +72,7 @@ impl Study {
             (false, false) => return Err(wrong("give [grid] or [[run]], not both".into())),
             _ => {}
         }
+        study.check_size().map_err(wrong)?;
         for (key, values) in &study.grid {
             match values.as_array() {
                 None => {
@@ -82,25 +81,39 @@ impl Study {
                 Some(values) if values.is_empty() => {
                     return Err(wrong(format!("grid.{key} is empty: there would be no run")));
                 }
-                Some(values) if (1..values.len()).any(|i| values[..i].contains(&values[i])) => {
+                Some(values) if is_doubled(values.iter().map(Value::to_string)) => {
                     return Err(wrong(format!("grid.{key} holds a value twice: the runs would be the same")));
                 }
                 _ => {}
             }
         }
-        let count =
-            study.grid.values().filter_map(Value::as_array).fold(1_usize, |n, values| n.saturating_mul(values.len()));
-        if count > MOST {
-            return Err(wrong(format!("the grid has {count} combinations; at most {MOST} are run")));
-        }
         let runs = study.runs();
         if let Some(key) = runs.iter().flat_map(Table::keys).find(|key| study.options.contains_key(*key)) {
             return Err(wrong(format!("`{key}` is in [options] and is varied")));
         }
-        if let Some(i) = (1..runs.len()).find(|&i| runs[..i].contains(&runs[i])) {
+        let mut seen = HashSet::new();
+        if let Some(i) = runs.iter().position(|run| !seen.insert(run.to_string())) {
             return Err(wrong(format!("run {i} is the same as an earlier one")));
         }
         Ok(study)
+    }
+
+    /// Refuses more runs, options or bytes than a study may come to, before any run is written out.
+    fn check_size(&self) -> std::result::Result<(), String> {
+        let refuse = |what, count, most| limits::many(what, count, most).map_or(Ok(()), Err);
+        refuse("options in [grid]", self.grid.len(), VARIED)?;
+        refuse("runs", self.run.len(), RUNS)?;
+        let keys: BTreeSet<&String> = self.run.iter().flat_map(Table::keys).collect();
+        refuse("options in all [[run]] together", keys.len(), VARIED)?;
+        let lists = || self.grid.values().filter_map(Value::as_array);
+        let count = lists().fold(1_usize, |count, values| count.saturating_mul(values.len()));
+        refuse("combinations in the grid", count, RUNS)?;
+        // Every value stands in as many runs as the other lists have combinations.
+        let bytes = |values: &Vec<Value>| {
+            let own: usize = values.iter().map(|value| value.to_string().len()).sum();
+            own.saturating_mul(count / values.len().max(1))
+        };
+        refuse("bytes in all runs of the grid", lists().map(bytes).fold(0, usize::saturating_add), EXPANDED_BYTES)
     }
 
     fn set(&mut self, assignment: &str) -> Result<()> {
@@ -152,6 +165,12 @@ impl Study {
         keys.dedup();
         keys
     }
+}
+
+/// Whether something stands there twice.
+fn is_doubled(mut all: impl Iterator<Item = String>) -> bool {
+    let mut seen = HashSet::new();
+    all.any(|one| !seen.insert(one))
 }
 
 /// A value on one line: text without quotation marks, lists with commas.
@@ -283,6 +302,23 @@ mod tests {
             ("[[run]]\nlr = 2\n[[run]]\nlr = 2", "run 1 is the same"),
             ("[gird]\nlr = [1]", "no key `gird`, the nearest is `grid`"),
             ("[figure]\nz = 'x'", "no key `z`"),
+            (
+                format!("[grid]\nlr = {:?}", (0..10_001).collect::<Vec<_>>()).as_str(),
+                "10001 combinations in the grid; there may be at most 10000",
+            ),
+            (
+                ("[grid]\n".to_string() + &(0..101).map(|i| format!("k{i} = [1]\n")).collect::<String>()).as_str(),
+                "101 options in [grid]",
+            ),
+            (
+                ("[[run]]\n".to_string() + &(0..101).map(|i| format!("k{i} = 1\n")).collect::<String>()).as_str(),
+                "101 options in all [[run]]",
+            ),
+            (
+                format!("[grid]\nlr = {:?}\nname = ['{}']", (0..10_000).collect::<Vec<_>>(), "x".repeat(10_000))
+                    .as_str(),
+                "bytes in all runs of the grid",
+            ),
         ] {
             let error = parse(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");

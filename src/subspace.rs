@@ -5,11 +5,16 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use nalgebra::{DMatrix, DVector};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::frame::to_f32;
+use crate::limits;
 use crate::random::{Stream, normal};
 use crate::site::Site;
 use crate::weights;
+
+/// Keys of the metadata of a file.
+const SITE: &str = "site";
+const MODEL: &str = "model_sha256";
 
 /// Directions of length 1, at right angles to each other.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,32 +54,53 @@ impl Subspace {
         Self::spanned(&real.map(|(_, axis)| axis.iter().copied().collect()).collect::<Vec<_>>())
     }
 
-    /// Writes it as safetensors: `basis`, a row per direction; the site it belongs to is in the metadata.
+    /// Writes it as safetensors: `basis`, a row per direction; the site it belongs to and the fingerprint of its model are in the
+    /// metadata.
     ///
     /// # Errors
     /// [`Error::CannotWrite`] or [`Error::Io`].
-    pub fn save(&self, path: &Path, site: Site) -> Result<()> {
+    pub fn save(&self, path: &Path, site: Site, fingerprint: &str) -> Result<()> {
         let width = self.basis.first().map_or(0, Vec::len);
         let values: Vec<f32> = self.basis.iter().flatten().map(|x| *x as f32).collect();
         let basis = Tensor::from_vec(values, (self.basis.len(), width), &Device::Cpu)?;
-        let metadata = [("site".to_string(), site.to_string())].into();
+        let metadata = [(SITE.to_string(), site.to_string()), (MODEL.to_string(), fingerprint.to_string())].into();
         weights::write_tensors(path, &[("basis".to_string(), basis)], metadata)
     }
 
-    /// Reads what [`Subspace::save`] wrote, with its site.
+    /// Reads what [`Subspace::save`] wrote for a model of this fingerprint, with its site; none from a file of something else.
     ///
     /// # Errors
-    /// [`Error::Data`] for a file that is none, or whose directions are not at right angles to each other.
-    pub fn load(path: &Path) -> Result<(Self, Site)> {
+    /// [`Error::Data`] for a subspace of another model, or whose directions are not at right angles to each other, and as
+    /// [`weights::read_tensors`].
+    pub fn load(path: &Path, fingerprint: &str) -> Result<Option<(Self, Site)>> {
         let fault = |what: String| Error::data(path, what);
-        let bytes = weights::read_small(path, 1 << 30)?;
-        let none = || fault("holds no subspace; `interp subspace` writes such files".into());
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|_| none())?;
-        let site = header.metadata().as_ref().and_then(|all| all.get("site")).ok_or_else(none)?;
+        let bytes = weights::read_tensors(path, 1 << 30)?;
+        let Ok((_, header)) = safetensors::SafeTensors::read_metadata(&bytes) else { return Ok(None) };
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let Some(site) = metadata.get(SITE) else { return Ok(None) };
         let site = site.parse().map_err(|e| fault(format!("{e}")))?;
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|_| none())?;
-        let basis = tensors.get("basis").filter(|basis| basis.rank() == 2).ok_or_else(none)?;
+        let Some(of) = metadata.get(MODEL) else {
+            return Err(fault("its subspace says nothing of the model that it belongs to: find it anew".into()));
+        };
+        if of != fingerprint {
+            let [of, own] = [of, fingerprint].map(|sha256| sha256.chars().take(12).collect::<String>());
+            return Err(fault(format!(
+                "its subspace is of a model with sha256 {}…, this one has {own}…: name that model, or find it anew",
+                shorten(&of)
+            )));
+        }
+        let tensors =
+            candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| fault(shorten(&e.to_string())))?;
+        let basis = tensors.get("basis").filter(|basis| basis.rank() == 2);
+        let basis = basis.ok_or_else(|| fault("its subspace has no basis".into()))?;
         let width = basis.dim(1)?;
+        if width > limits::WIDTH || basis.dim(0)? > width {
+            return Err(fault(format!(
+                "its basis is {:?}: at most as many directions as coordinates, and at most {} of those",
+                basis.dims(),
+                limits::WIDTH
+            )));
+        }
         let rows: Vec<Vec<f64>> =
             to_f32(basis)?.chunks_exact(width.max(1)).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
         let read = Self::spanned(&rows);
@@ -82,7 +108,7 @@ impl Subspace {
         if rows.is_empty() || read.basis.len() != rows.len() || !read.basis.iter().zip(&rows).all(straight) {
             return Err(fault("its directions are not of length 1, or not at right angles to each other".into()));
         }
-        Ok((read, site))
+        Ok(Some((read, site)))
     }
 
     /// One of so many dimensions that lies anywhere.

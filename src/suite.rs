@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize};
 use crate::embedded;
 use crate::error::{Error, Result, no_such, shorten, toml_fault};
 use crate::language::{self, Family, Language, Metric, Split};
+use crate::limits::{self, ANSWERS, EXAMPLES, PHRASINGS, SHOTS};
+use crate::memory;
 use crate::pairset::PairSet;
 use crate::random::{IndexedRandom, SliceRandom, Stream, stream};
-use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
+use crate::slots::{Class, Expanded, Fallible, Picks, Roles, Slot, Slots, check_templates};
 use crate::text::{Bos, Encoding, Tokenizer};
 
 /// The suites that come with the workbench, by name.
@@ -215,6 +217,7 @@ impl Suite {
         if phrasings.is_empty() {
             phrasings.push(Phrasing { name: "plain".into(), text: PROMPT.into() });
         }
+        limits::many("phrasings", phrasings.len(), PHRASINGS).map_or(Ok(()), |what| Err(wrong(what)))?;
         for (i, phrasing) in phrasings.iter().enumerate() {
             if phrasing.text.matches(PROMPT).count() != 1 {
                 return Err(wrong(format!("phrasing `{}` must hold {PROMPT} once", phrasing.name)));
@@ -248,6 +251,15 @@ impl Suite {
         }
     }
 
+    /// How many templates there are.
+    fn count(&self) -> usize {
+        match &self.source {
+            Source::Templates(templates) => templates.templates.len(),
+            Source::Pairs(pairs) => pairs.count(),
+            Source::Families(_, families) => families.len(),
+        }
+    }
+
     /// The names of the phrasings, in the order of the file.
     pub fn phrasings(&self) -> impl Iterator<Item = &str> {
         self.phrasings.iter().map(|phrasing| phrasing.name.as_str())
@@ -272,12 +284,18 @@ impl Suite {
     /// The questions of a seed in the tokens of a model. Question `i` is of template `i` modulo their number.
     ///
     /// # Errors
-    /// [`Error::Request`] for a phrasing that there is not, answers that are more than one token unless the suite allows it, and
-    /// prompts that end where an answer cannot be cut off.
+    /// [`Error::Request`] for a phrasing that there is not, answers that are more than one token unless the suite allows it,
+    /// prompts that end where an answer cannot be cut off, and more questions or examples than [`EXAMPLES`] and [`SHOTS`];
+    /// [`Error::TryAgain`] where there is no memory for so many.
     pub fn questions(&self, asking: Asking<'_>, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Vec<Question>> {
         let found = self.phrasings.iter().find(|phrasing| phrasing.name == asking.phrasing);
         let phrasing = found.ok_or_else(|| Error::request(no_such("phrasing", asking.phrasing, self.phrasings())))?;
-        (0..asking.count).map(|index| self.question(phrasing, asking, index, tokenizer, encoding)).collect()
+        limits::within("questions", asking.count, 1..=EXAMPLES)?;
+        limits::within("shots", asking.shots, 0..=SHOTS)?;
+        let question = |index| self.question(phrasing, asking, index, tokenizer, encoding);
+        let bytes = question(0)?.bytes() as u64;
+        memory::check(&format!("{} questions", asking.count), memory::product(&[asking.count, bytes]), None)?;
+        (0..asking.count).map(question).collect()
     }
 
     fn question(
@@ -288,7 +306,7 @@ impl Suite {
         tokenizer: &Tokenizer,
         encoding: Encoding,
     ) -> Result<Question> {
-        let count = self.templates().len() as u64;
+        let count = self.count() as u64;
         let template = (index % count) as usize;
         let item = self.item(template, asking.seed, "questions", index / count, tokenizer)?;
         let mut text = String::new();
@@ -318,7 +336,7 @@ impl Suite {
         text += &phrasing.text.replace(PROMPT, &item.prompt);
         let prompt = prompt_ids(&text, tokenizer, encoding)?;
         let continuation = |answer: &String| -> Result<Continuation> {
-            let found = self.continuation(answer, tokenizer)?;
+            let found = self.continuation(answer, tokenizer, encoding.allow_special)?;
             if let Source::Templates(_) = &self.source {
                 let whole = prompt_ids(&format!("{text}{answer}"), tokenizer, encoding)?;
                 if whole != [prompt.as_slice(), &found.ids].concat() {
@@ -353,8 +371,8 @@ impl Suite {
         }
     }
 
-    fn continuation(&self, text: &str, tokenizer: &Tokenizer) -> Result<Continuation> {
-        let ids = tokenizer.encode(text, Encoding { bos: Bos::No, allow_special: false })?;
+    fn continuation(&self, text: &str, tokenizer: &Tokenizer, allow_special: bool) -> Result<Continuation> {
+        let ids = tokenizer.encode(text, Encoding { bos: Bos::No, allow_special })?;
         if ids.is_empty() || (ids.len() > 1 && !self.any_length) {
             let pieces: Vec<String> = ids.iter().map(|&id| format!("`{}`", tokenizer.text(id))).collect();
             return Err(Error::request(format!(
@@ -381,7 +399,7 @@ impl Suite {
             }
             Source::Pairs(pairs) => {
                 // Words of their own for every template, and others for what is shown before.
-                let index = index * pairs.templates().len() as u64 + template as u64;
+                let index = index * pairs.count() as u64 + template as u64;
                 let index = if purpose == "questions" { index } else { u64::MAX - index };
                 let drawn = pairs.draw(None, Some(template), seed, index)?;
                 Ok(Item { prompt: drawn.clean, right: drawn.answer, wrong: drawn.wrong })
@@ -406,6 +424,15 @@ impl Suite {
                 }
             }
         }
+    }
+}
+
+impl Question {
+    /// Bytes of its texts and tokens, about what they take.
+    fn bytes(&self) -> usize {
+        let answers = self.right.iter().chain(&self.wrong);
+        let answers: usize = answers.map(|answer| answer.text.len() + 4 * answer.ids.len() + 64).sum();
+        self.text.len() + 4 * self.prompt.len() + answers + 128
     }
 }
 
@@ -449,6 +476,7 @@ fn source(file: &File) -> Fallible<Source> {
             let found = known().find(|family| family.name == *name).cloned();
             found.ok_or_else(|| no_such("family", name, known().map(|family| family.name.as_str())))
         };
+        limits::many("families", file.families.len(), known().count()).map_or(Ok(()), Err)?;
         let families = file.families.iter().map(family).collect::<Fallible<_>>()?;
         return Ok(Source::Families(Box::new(language), families));
     }
@@ -472,6 +500,13 @@ impl Templates {
         if self.templates.is_empty() {
             return Err("a suite needs templates".into());
         }
+        check_templates(&self.templates, std::iter::once(self.templates.as_slice()))?;
+        let choices = match &self.choices {
+            Some(Choices::Texts(texts)) => texts.len(),
+            Some(Choices::Rows { count, .. }) => *count,
+            None => 0,
+        };
+        limits::many("choices", choices, ANSWERS).map_or(Ok(()), Err)?;
         match &self.choices {
             Some(Choices::Texts(texts)) if texts.is_empty() => return Err("choices are empty; leave them out".into()),
             Some(Choices::Rows { slot, count }) => {
@@ -482,10 +517,16 @@ impl Templates {
             }
             _ => {}
         }
+        let mut expanded = Expanded::default();
         for template in &self.templates {
             let mut rng = stream(0, "behave", 0);
             let picks = self.slots().pick(&mut rng)?;
-            self.fill(template, &picks, &mut rng).map_err(|what| format!("`{template}`: {what}"))?;
+            let item =
+                self.fill(template, &picks, &mut rng).map_err(|what| format!("`{}`: {what}", shorten(template)))?;
+            expanded.add(
+                template,
+                item.prompt.len() + item.right.iter().chain(&item.wrong).map(String::len).sum::<usize>(),
+            )?;
         }
         Ok(())
     }
@@ -510,11 +551,14 @@ impl Templates {
                 let mut rows: Vec<usize> = (from..=to).collect();
                 rows.shuffle(rng);
                 for row in rows {
+                    if wrong.len() == *count {
+                        break;
+                    }
                     let mut other = picks.clone();
                     other.insert(slot, row);
                     let text = write(&self.answer, &other)?.text;
                     // Two rows may share an answer, as two countries a language.
-                    if text != right && !wrong.contains(&text) && wrong.len() < *count {
+                    if text != right && !wrong.contains(&text) {
                         wrong.push(text);
                     }
                 }

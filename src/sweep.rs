@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::site::Site;
 
 /// One kind of cell over all layers.
@@ -180,6 +181,11 @@ const STACKS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// The names of all sweeps, and those that stand for several.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SWEEPS.iter().map(|sweep| sweep.name).chain(STACKS.iter().map(|(name, _)| *name))
+}
+
 impl Sweep {
     /// The sweeps of a name: one, or the several that a stack stands for.
     ///
@@ -193,10 +199,7 @@ impl Sweep {
         };
         let found: Vec<Self> = SWEEPS.iter().filter(|sweep| names.contains(&sweep.name)).copied().collect();
         if found.is_empty() {
-            let all = SWEEPS.iter().map(|sweep| sweep.name).chain(STACKS.iter().map(|(name, _)| *name));
-            let name = crate::error::shorten(name);
-            let all = all.collect::<Vec<_>>().join(", ");
-            return Err(Error::request(format!("there is no sweep `{name}`; there are {all}")));
+            return Err(Error::no_such("sweep", short, self::names()));
         }
         Ok(found)
     }
@@ -216,6 +219,20 @@ impl Sweep {
     /// Whether its cells are single positions, which line up only between prompts of one length.
     pub fn is_by_position(&self) -> bool {
         !matches!(self.part, Part::Head | Part::Neuron | Part::Layer)
+    }
+
+    /// How many [`Sweep::cells`] there are, counted without making them.
+    pub fn count(&self, config: &Config, length: usize) -> u64 {
+        let (heads, positions) = (config.n_head as u64, length as u64);
+        let of_layer: &[u64] = match self.part {
+            Part::Pos => &[positions],
+            Part::Neuron => &[config.n_inner as u64],
+            Part::Layer => &[],
+            Part::Head => &[heads],
+            Part::PosHead | Part::HeadQuery => &[heads, positions],
+            Part::HeadQueryKey => &[heads, positions, positions],
+        };
+        memory::product(of_layer).saturating_mul(config.n_layer as u64)
     }
 
     /// Every cell of a model and a prompt of `length` tokens, layer by layer, in the order of TransformerLens's axes.

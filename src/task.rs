@@ -17,10 +17,12 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result, toml_fault};
+use crate::error::{Error, Result, shorten, toml_fault};
 use crate::labelled::{Kind, Row, mark};
+use crate::limits::{self, EXAMPLES};
+use crate::memory;
 use crate::random::{SliceRandom, stream};
-use crate::slots::{Class, Fallible, Picks, Roles, Slot, Slots};
+use crate::slots::{Class, Expanded, Fallible, Picks, Roles, Slot, Slots, check_templates};
 use crate::target::Target;
 use crate::text::{Encoding, Tokenizer};
 use crate::tokens::Tokens;
@@ -135,6 +137,9 @@ impl Task {
         if task.case.is_empty() {
             task.case.push(Case::default());
         }
+        check_templates(&task.templates, task.case.iter().map(|case| case.templates.as_slice())).map_err(wrong)?;
+        limits::fault("examples", task.usual, 2..=EXAMPLES).map_or(Ok(()), |what| Err(wrong(what)))?;
+        limits::patterns(&task.sites).map_err(|e| wrong(format!("sites: {e}")))?;
         for case in task.case.iter_mut().filter(|case| case.templates.is_empty()) {
             case.templates.clone_from(&task.templates);
         }
@@ -168,9 +173,12 @@ impl Task {
         if some && self.at == "all" {
             return Err("answers are for tasks that read one token of a text, not for at = \"all\"".into());
         }
+        let mut expanded = Expanded::default();
         for (case, template) in self.forms() {
             let picks = self.slots().pick(&mut stream(0, "examples", 0))?;
-            self.fill(case, template, &picks).map_err(|what| format!("`{template}`: {what}"))?;
+            let example =
+                self.fill(case, template, &picks).map_err(|what| format!("`{}`: {what}", shorten(template)))?;
+            expanded.add(template, example.bytes())?;
         }
         Ok(())
     }
@@ -197,15 +205,16 @@ impl Task {
     /// Example number `index` of a seed: every template of every case in turn, in an order that the seed shuffles.
     ///
     /// # Errors
-    /// [`Error::Bug`]: what can be wrong was found by [`Task::parse`].
+    /// [`Error::Data`] for a text that is too long; what else can be wrong was found by [`Task::parse`].
     pub fn draw(&self, seed: u64, index: u64) -> Result<Example> {
         let forms: Vec<(&Case, &str)> = self.forms().collect();
         let (round, at) = (index / forms.len() as u64, (index % forms.len() as u64) as usize);
         let mut order: Vec<usize> = (0..forms.len()).collect();
         order.shuffle(&mut stream(seed, "templates of a task", round));
         let (case, template) = forms[order[at]];
-        let picks = self.slots().pick(&mut stream(seed, "examples", index)).map_err(Error::Bug)?;
-        self.fill(case, template, &picks).map_err(Error::Bug)
+        let wrong = |what| Error::data("task", what);
+        let picks = self.slots().pick(&mut stream(seed, "examples", index)).map_err(wrong)?;
+        self.fill(case, template, &picks).map_err(wrong)
     }
 
     fn fill(&self, case: &Case, template: &str, picks: &Picks<'_>) -> Fallible<Example> {
@@ -237,8 +246,13 @@ impl Task {
     /// The first examples of a seed.
     ///
     /// # Errors
-    /// [`Error::Request`] for words that the tokenizer does not know, and for answers that are not one token.
+    /// [`Error::Request`] for words that the tokenizer does not know, for answers that are not one token, and for more than
+    /// [`EXAMPLES`]; [`Error::TryAgain`] where there is no memory for so many.
     pub fn examples(&self, count: u64, seed: u64, tokenizer: &Tokenizer, encoding: Encoding) -> Result<Examples> {
+        limits::within("examples", count, 1..=EXAMPLES)?;
+        // As text, as tokens with their text, and as rows.
+        let bytes = 4 * self.draw(seed, 0)?.bytes() as u64;
+        memory::check(&format!("{count} texts of a task"), memory::product(&[count, bytes]), None)?;
         let examples = (0..count).map(|index| self.draw(seed, index)).collect::<Result<Vec<_>>>()?;
         let targets = examples
             .iter()
@@ -253,7 +267,7 @@ impl Task {
         for (prompt, example) in examples.iter().enumerate() {
             let ids = tokens.row(prompt);
             // The token that starts a sequence is none of the text.
-            let start = usize::from(ids.first().is_some_and(|id| tokenizer.end_of_text() == Some(*id)));
+            let start = usize::from(ids.first().is_some_and(|id| tokenizer.bos() == Some(*id)));
             let last = ids.len().saturating_sub(1);
             let chosen = match (self.at.as_str(), example.end) {
                 (_, Some(end)) => {
@@ -281,6 +295,15 @@ impl Task {
             }
         }
         Ok(Examples { tokens, rows, targets })
+    }
+}
+
+impl Example {
+    /// Bytes of its texts, about what they take.
+    fn bytes(&self) -> usize {
+        let answers = self.answers.iter().flat_map(|(right, wrong)| [right, wrong]);
+        let texts = [&self.text, &self.label, &self.group].into_iter().chain(&self.control).chain(answers);
+        texts.map(|text| text.len() + 24).sum()
     }
 }
 

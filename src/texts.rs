@@ -2,15 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
+use crate::dataset::documents::{self, Form, Reading};
+pub use crate::dataset::lines::jsonl;
 use crate::error::{Error, Result};
 use crate::recipe::{DataRecipe, Learned};
 use crate::text::Tokenizer;
 use crate::weights;
-
-/// Largest file that is read.
-const MAX_FILE: u64 = 16 << 30;
 
 /// What a recipe's files hold, split into a part for learning and one for measuring.
 #[derive(Clone, Debug)]
@@ -32,16 +29,25 @@ enum Content {
 }
 
 impl Texts {
-    /// Reads the text that a recipe names; `base` is where relative paths start.
+    /// Reads the text that a recipe names, in silence; `base` is where relative paths start.
+    ///
+    /// # Errors
+    /// As [`Texts::read_with`].
+    pub fn read(data: &DataRecipe, base: &Path) -> Result<Self> {
+        Self::read_with(data, base, &Reading::default())
+    }
+
+    /// Reads the text that a recipe names, plain text whole.
     ///
     /// Text without a validation text of its own is cut at `validation_share` from its end: one text between two
     /// characters, several documents between two of them, tokens between two of them.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Data`] or [`Error::Request`].
-    pub fn read(data: &DataRecipe, base: &Path) -> Result<Self> {
-        let mut train = read_all(&data.text, base)?;
-        let mut validation = read_all(&data.validation, base)?;
+    pub fn read_with(data: &DataRecipe, base: &Path, reading: &Reading) -> Result<Self> {
+        let reading = reading.clone().whole();
+        let mut train = read_all(&data.text, base, &reading)?;
+        let mut validation = read_all(&data.validation, base, &reading)?;
         if train.is_empty() {
             return Err(Error::request("no text to learn from: give --file PATH, or data.text in the recipe"));
         }
@@ -49,11 +55,17 @@ impl Texts {
         let beside = |name| data.text.iter().find_map(|path| beside_tokens(&base.join(path), name));
         if data.validation.is_empty() {
             validation = match beside("val.bin") {
-                Some(path) => vec![read(&path)?],
+                Some(path) => vec![read(&path, &reading)?],
                 None => split(&mut train, data.validation_share),
             };
         }
         Ok(Self { train, validation, several, meta: beside("meta.pkl") })
+    }
+
+    /// nanoGPT's `meta.pkl` beside its tokens. It is a pickle: read what a stranger made in a process of its own with limits,
+    /// as the command line does.
+    pub fn vocabulary(&self) -> Option<&Path> {
+        self.meta.as_deref()
     }
 
     /// The tokenizer for a model that starts from scratch on this text: learned as `how` says, or the characters that
@@ -65,7 +77,7 @@ impl Texts {
     /// [`Error::Request`] for tokens without a vocabulary, or a size that does not fit.
     pub fn tokenizer(&self, how: Option<Learned>, vocab_size: usize) -> Result<Tokenizer> {
         if let (Some(meta), None) = (&self.meta, how) {
-            return weights::nanogpt::characters(meta);
+            return Tokenizer::from_characters(&weights::nanogpt::characters(meta)?);
         }
         let all = || self.train.iter().chain(&self.validation);
         if all().any(|content| matches!(content, Content::Tokens(_))) {
@@ -85,13 +97,20 @@ impl Texts {
         }
     }
 
-    /// The tokens of the training and of the validation part, documents separated by end-of-text tokens.
+    /// The tokens of the training and of the validation part, documents separated by end-of-text tokens; special tokens that are
+    /// written in a text are these tokens if `allow_special`.
     ///
     /// # Errors
-    /// [`Error::Request`] for text that the tokenizer cannot encode.
-    pub fn encode(self, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+    /// [`Error::Request`] and [`Error::Data`] for text that the tokenizer cannot encode.
+    pub fn encode(self, tokenizer: &Tokenizer, allow_special: bool) -> Result<(Vec<u32>, Vec<u32>)> {
         let end = tokenizer.end_of_text().filter(|_| self.several);
-        Ok((encode(self.train, tokenizer, end)?, encode(self.validation, tokenizer, end)?))
+        let encode = |contents| encode(contents, tokenizer, end, allow_special);
+        Ok((encode(self.train)?, encode(self.validation)?))
+    }
+
+    /// Whether all of it is tokens already.
+    pub fn is_of_tokens(&self) -> bool {
+        self.train.iter().chain(&self.validation).all(|content| matches!(content, Content::Tokens(_)))
     }
 }
 
@@ -107,17 +126,17 @@ impl Content {
 }
 
 /// The files below paths, in the order of their names.
-fn read_all(paths: &[PathBuf], base: &Path) -> Result<Vec<Content>> {
+fn read_all(paths: &[PathBuf], base: &Path, reading: &Reading) -> Result<Vec<Content>> {
     let mut contents = Vec::new();
     for path in paths {
         let path = base.join(path);
         if !path.is_dir() {
-            contents.push(read(&path)?);
+            contents.push(read(&path, reading)?);
             continue;
         }
         let train = path.join("train.bin");
         if train.exists() {
-            contents.push(read(&train)?);
+            contents.push(read(&train, reading)?);
             continue;
         }
         let mut files: Vec<PathBuf> = std::fs::read_dir(&path)
@@ -130,7 +149,7 @@ fn read_all(paths: &[PathBuf], base: &Path) -> Result<Vec<Content>> {
             return Err(Error::Missing(format!("{}: no file in it", path.display())));
         }
         for file in files {
-            contents.push(read(&file)?);
+            contents.push(read(&file, reading)?);
         }
     }
     Ok(contents)
@@ -143,52 +162,21 @@ fn beside_tokens(path: &Path, name: &str) -> Option<PathBuf> {
     (train.file_name()? == "train.bin" && train.exists() && beside.exists()).then_some(beside)
 }
 
-fn read(path: &Path) -> Result<Content> {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if extension == "bin" {
-        let bytes = weights::read_small(path, MAX_FILE)?;
-        if bytes.is_empty() {
-            return Err(Error::data(path, "is empty"));
+fn read(path: &Path, reading: &Reading) -> Result<Content> {
+    let form = documents::read_form(path)?;
+    let (mut texts, mut tokens) = (Vec::new(), Vec::new());
+    for document in reading.open(path)? {
+        match document?.content {
+            documents::Content::Text(text) => texts.push(text),
+            documents::Content::Tokens { ids, .. } => tokens.extend(ids),
         }
-        if bytes.len() % 2 != 0 {
-            return Err(Error::data(path, format!("has {} bytes; tokens of 16 bits need an even number", bytes.len())));
-        }
-        return Ok(Content::Tokens(
-            bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect(),
-        ));
     }
-    let text = weights::read_text(path, MAX_FILE)?;
-    if text.is_empty() {
-        return Err(Error::data(path, "is empty"));
+    match form {
+        _ if texts.is_empty() && tokens.is_empty() => Err(Error::data(path, "is empty: it holds no text")),
+        Form::Tokens => Ok(Content::Tokens(tokens)),
+        Form::Text => Ok(Content::Text(texts.concat())),
+        Form::Jsonl | Form::Parquet => Ok(Content::Documents(texts)),
     }
-    if extension != "jsonl" {
-        return Ok(Content::Text(text));
-    }
-    Ok(Content::Documents(jsonl_texts(&text, path)?))
-}
-
-/// The `text` field of every line that is not blank; `path` is for messages.
-///
-/// # Errors
-/// [`Error::Data`] with the number of the first line that is no JSON or has no such field.
-pub fn jsonl_texts(lines: &str, path: &Path) -> Result<Vec<String>> {
-    let field = |(i, value): (usize, Value)| {
-        let text = value.get("text").and_then(Value::as_str);
-        text.map(str::to_string).ok_or_else(|| Error::data(path, format!("line {i}: no text field")))
-    };
-    jsonl(lines, path)?.into_iter().map(field).collect()
-}
-
-/// Every line that is not blank as JSON, with its number from 1; `path` is for messages.
-///
-/// # Errors
-/// [`Error::Data`] with the number of the first line that is no JSON.
-pub fn jsonl(lines: &str, path: &Path) -> Result<Vec<(usize, Value)>> {
-    let parse = |(line, i): (&str, usize)| match serde_json::from_str(line) {
-        Ok(value) => Ok((i, value)),
-        Err(e) => Err(Error::data(path, format!("line {i}: not JSON: {e}"))),
-    };
-    lines.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()).map(parse).collect()
 }
 
 /// Takes the end of the contents away.
@@ -217,11 +205,11 @@ fn split(contents: &mut Vec<Content>, share: f64) -> Vec<Content> {
 }
 
 /// Tokens of the contents, each text followed by `end`.
-fn encode(contents: Vec<Content>, tokenizer: &Tokenizer, end: Option<u32>) -> Result<Vec<u32>> {
+fn encode(contents: Vec<Content>, tokenizer: &Tokenizer, end: Option<u32>, allow_special: bool) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for content in contents {
         for text in content.texts() {
-            ids.extend(tokenizer.encode_long(text)?);
+            ids.extend(tokenizer.encode_long(text, allow_special)?);
             ids.extend(end);
         }
         if let Content::Tokens(tokens) = content {

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::corpus::{Corpus, Row, Rows, Split};
 use crate::dropout::Dropout;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, said_by_candle};
 use crate::gpt2::{Gpt2, Lesson, LogitsAt, Pass};
 use crate::initial;
 use crate::language::Language;
+use crate::limits;
+use crate::memory;
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::process;
@@ -25,6 +27,9 @@ use crate::weights;
 
 /// Gradients of a step that may be held at once; beyond, micro-batches are computed one after the other.
 const HELD_GRADIENTS: usize = 256 << 20;
+
+/// Bytes of a token in a row that waits for its turn: twice as row and as input, once as target, with whether it counts.
+const ROW_BYTES: u64 = 16;
 
 /// A training run between two steps.
 pub struct Trainer {
@@ -43,6 +48,13 @@ pub struct Trainer {
     /// One pool of one thread per core: a micro-batch is computed by one thread, so that the rounding, and with it
     /// the result, does not depend on how many threads there are.
     pools: Vec<rayon::ThreadPool>,
+}
+
+/// Refuses a model for which there is no memory, before its weights are drawn or copied.
+fn check_start(config: &Config, device: &Device) -> Result<()> {
+    // What a GPU holds is its own matter; weights are drawn here.
+    let needed = if device.is_cpu() { config.start_memory() } else { config.start_memory() / 4 };
+    memory::check(&format!("training {} parameters", config.parameters()), needed, None)
 }
 
 /// Something that learns.
@@ -110,6 +122,7 @@ impl Trainer {
     pub fn from_scratch(recipe: Recipe, tokenizer: Tokenizer, rows: Box<dyn Rows>, device: &Device) -> Result<Self> {
         let seed = recipe.train.seed;
         let config = recipe.shape()?.config(tokenizer.vocab_size())?;
+        check_start(&config, device)?;
         let draw = initial::draw(&config, seed);
         let draw = |name: &str| Ok(draw(name)?.to_device(device)?);
         Self::new(recipe, config.clone(), "drawn".into(), tokenizer, rows, draw)
@@ -131,6 +144,7 @@ impl Trainer {
                 "a recipe with a [model] section starts from scratch; leave it out to fine-tune",
             ));
         }
+        check_start(model.config(), model.device())?;
         let weights = by_name(model);
         let copy = |name: &str| Ok(weights(name)?.to_dtype(DType::F32)?);
         Self::new(recipe, model.config().clone(), origin.into(), tokenizer, rows, copy)
@@ -235,7 +249,13 @@ impl Trainer {
         self.recipe.rows_per_step() * self.block_size
     }
 
-    /// Bytes that a step needs at most, about: weights, gradients, optimizer and what the backward pass remembers, for
+    /// Bytes of the rows of a step, or of the validation where they are more: all stand ready as tokens, targets, and what counts.
+    pub fn rows_memory(&self) -> u64 {
+        let rows = (self.recipe.rows_per_step() as u64).max(self.recipe.train.validation_rows());
+        memory::product(&[rows, self.block_size as u64, ROW_BYTES])
+    }
+
+    /// Bytes that a step needs at most, about: its rows, weights, gradients, optimizer and what the backward pass remembers, for
     /// rows of `block_size` of which `micro_batch_size` pass through the model at once.
     pub fn memory(&self, micro_batch_size: usize, block_size: usize) -> u64 {
         let (config, device) = (self.model.config(), self.model.device());
@@ -251,10 +271,9 @@ impl Trainer {
             Precision::Float32 => 0,
             _ => 2 * all + widened,
         };
-        4 * all
-            + copies
-            + (8 + 4 * sums) * learning
-            + at_once * config.training_memory(micro_batch_size, block_size, device)
+        let learned = (8 + 4 * sums).saturating_mul(learning);
+        let passing = at_once.saturating_mul(config.training_memory(micro_batch_size, block_size, device));
+        [4 * all, copies, learned, passing, self.rows_memory()].into_iter().fold(0, u64::saturating_add)
     }
 
     /// Whether the run has taken all its steps, or has waited long enough for a lower validation loss.
@@ -266,7 +285,8 @@ impl Trainer {
     /// Takes one step.
     ///
     /// # Errors
-    /// [`Error::Data`] when the loss is no longer a number, [`Error::TryAgain`] where there is no memory for one row; parameters are
+    /// [`Error::Data`] when the loss is no longer a number, or when what the step makes of the parameters is not; a run that was
+    /// refused so takes no further step and saves nothing. [`Error::TryAgain`] where there is no memory for one row; parameters are
     /// then as before the step.
     pub fn step(&mut self) -> Result<Step> {
         let step = self.steps();
@@ -274,19 +294,43 @@ impl Trainer {
         let (loss, grads) = self.with_room(|trainer| trainer.gradients(step))?;
         let grad_norm = ops::sum_of_squares(&grads)?.sqrt();
         if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(Error::data(
-                STATE,
-                format!(
-                    "step {}: loss {loss}, gradient norm {grad_norm}; the last checkpoint is intact: lower learning_rate",
-                    step + 1
-                ),
-            ));
+            return Err(diverged(step + 1, &format!("loss {loss}, gradient norm {grad_norm}")));
         }
         let limit = self.recipe.train.grad_clip;
         let scale = if limit > 0.0 && grad_norm > limit { limit / (grad_norm + 1e-6) } else { 1.0 };
         self.optimizer.set_learning_rate(lr);
         self.optimizer.step_with(&grads, scale)?;
+        self.check_parameters()?;
         Ok(Step { step: step + 1, loss, lr, grad_norm })
+    }
+
+    /// Refuses parameters that are not finite.
+    fn check_parameters(&self) -> Result<()> {
+        for Parameter { name, var } in &self.parameters {
+            self.check_finite("", name, var.as_tensor())?;
+        }
+        Ok(())
+    }
+
+    fn check_finite(&self, what: &str, name: &str, tensor: &Tensor) -> Result<()> {
+        match ops::all_finite(tensor)? {
+            true => Ok(()),
+            false => Err(diverged(self.steps(), &format!("{what}{name} holds values that are not finite"))),
+        }
+    }
+
+    /// Refuses what is not worth keeping: parameters or means of the optimizer that are not finite, or that give no finite loss.
+    fn check_worth_keeping(&self) -> Result<()> {
+        self.check_parameters()?;
+        for (Parameter { name, .. }, (mean, square)) in self.parameters.iter().zip(self.optimizer.state()) {
+            self.check_finite("the mean gradient of ", name, mean)?;
+            self.check_finite("the mean squared gradient of ", name, square)?;
+        }
+        let loss = self.loss_of(1)?;
+        if !loss.is_finite() {
+            return Err(diverged(self.steps(), &format!("the loss of a validation row is {loss}")));
+        }
+        Ok(())
     }
 
     /// Some work, with ever fewer rows at once until there is memory for it.
@@ -383,7 +427,12 @@ impl Trainer {
     /// # Errors
     /// [`Error::TryAgain`] where there is no memory for one row.
     pub fn validation_loss(&self) -> Result<f64> {
-        let batch = self.batch(Split::Validation, 0..self.recipe.train.eval_rows, self.block_size)?;
+        self.loss_of(self.recipe.train.validation_rows())
+    }
+
+    /// Mean loss on the first validation rows.
+    fn loss_of(&self, rows: u64) -> Result<f64> {
+        let batch = self.batch(Split::Validation, 0..rows, self.block_size)?;
         let model = self.rounded()?;
         let sum = |i: u64| {
             let batch = &batch[i as usize];
@@ -401,9 +450,12 @@ impl Trainer {
     /// Measures the validation loss and remembers whether it is the lowest so far.
     ///
     /// # Errors
-    /// As [`Trainer::validation_loss`].
+    /// As [`Trainer::validation_loss`], and [`Error::Data`] for a loss that is no number.
     pub fn evaluate(&mut self) -> Result<(f64, bool)> {
         let loss = self.with_room(Self::validation_loss)?;
+        if !loss.is_finite() {
+            return Err(diverged(self.steps(), &format!("validation loss {loss}")));
+        }
         let lowest = self.progress.best.is_none_or(|best| loss < best);
         self.progress = match lowest {
             true => Progress { best: Some(loss), since_best: 0 },
@@ -452,8 +504,10 @@ impl Trainer {
     /// Writes parameters, optimizer state and step as one file.
     ///
     /// # Errors
-    /// [`Error::CannotWrite`] or [`Error::Io`]; an older state is then still whole.
+    /// [`Error::Data`] for a model that gives no finite loss, [`Error::CannotWrite`] or [`Error::Io`]; an older state is then
+    /// still whole.
     pub fn save_state(&self, dir: &Path) -> Result<()> {
+        self.check_worth_keeping()?;
         let mut tensors = Vec::new();
         for (Parameter { name, var, .. }, (mean, square)) in self.parameters.iter().zip(self.optimizer.state()) {
             tensors.push((format!("parameter.{name}"), var.as_tensor().clone()));
@@ -472,13 +526,17 @@ impl Trainer {
         weights::write_tensors(&dir.join(STATE), &tensors, metadata.into())
     }
 
-    /// Continues from a state that [`Trainer::save_state`] wrote; the run then ends as if it had never stopped.
+    /// Continues from a state that [`Trainer::save_state`] wrote; the run then ends as if it had never stopped. The recipe is the
+    /// state's, but for `max_iters`, which may be any that is not below the steps taken: a run that has ended goes on with more. Where
+    /// the learning rate falls towards `max_iters`, it then follows the new schedule from here on.
     ///
     /// # Errors
     /// [`Error::Data`] for a state of another recipe, or a damaged one.
     pub fn load_state(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(STATE);
-        let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+        // Parameters with two moments each, and a header.
+        let most = 12 * self.trainable() as u64 + (16 << 20);
+        let bytes = weights::read_tensors(&path, most)?;
         let wrong = |what: String| Error::data(&path, what);
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| wrong(e.to_string()))?;
         let run: SavedRun = header
@@ -487,15 +545,29 @@ impl Trainer {
             .and_then(|metadata| serde_json::from_str(metadata.get("run")?).ok())
             .ok_or_else(|| wrong("no recipe in it: not a training state".into()))?;
         let SavedRun { step: steps, recipe: saved, origin, progress } = run;
-        if saved != self.recipe {
-            let fields = saved.differences(&self.recipe);
+        let mut longer = saved.clone();
+        if self.recipe.train.max_iters >= steps {
+            longer.train.max_iters = self.recipe.train.max_iters;
+        }
+        let asked = self.recipe.recorded();
+        if longer != asked {
+            let fields = saved.differences(&asked);
             return Err(wrong(format!("was made by another recipe, which differs in {fields}; use another --out")));
         }
         if origin != self.origin {
             let what = if origin.rows == self.origin.rows { "began with other weights" } else { "read other text" };
             return Err(wrong(format!("is of a run that {what}; use another --out")));
         }
-        self.progress = progress;
+        if let Some(what) = limits::fault("its step", steps, 0..=limits::TRAINING_STEPS) {
+            return Err(wrong(what));
+        }
+        if let Some(what) = limits::fault("its count of measurements", progress.since_best, 0..=limits::TRAINING_STEPS)
+        {
+            return Err(wrong(what));
+        }
+        if progress.best.is_some_and(|best| !best.is_finite()) {
+            return Err(wrong("its lowest validation loss is no number".into()));
+        }
         let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
         let get = |name: String| -> Result<Tensor> {
             let view = tensors.tensor(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
@@ -503,24 +575,32 @@ impl Trainer {
                 return Err(wrong(format!("{name} is {:?}, not F32", view.dtype())));
             }
             let tensor = Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), self.model.device());
-            tensor.map_err(|e| wrong(format!("{name}: {e}")))
+            tensor.map_err(|e| wrong(format!("{name}: {}", said_by_candle(&e))))
         };
         let mut state = Vec::new();
         for Parameter { name, var, .. } in &self.parameters {
             let parameter = get(format!("parameter.{name}"))?;
-            var.set(&parameter).map_err(|e| wrong(format!("{name}: {e}")))?;
+            var.set(&parameter).map_err(|e| wrong(format!("{name}: {}", said_by_candle(&e))))?;
             state.push((get(format!("mean.{name}"))?, get(format!("square.{name}"))?));
         }
-        self.optimizer.restore(steps, state).map_err(|e| wrong(e.to_string()))
+        self.optimizer.restore(steps, state).map_err(|e| wrong(said_by_candle(&e)))?;
+        self.progress = progress;
+        Ok(())
     }
 
     /// Writes the model as Hugging Face stores it, see [`weights::write_model`].
     ///
     /// # Errors
-    /// [`Error::CannotWrite`] or [`Error::Io`].
+    /// [`Error::Data`] for a model that gives no finite loss, [`Error::CannotWrite`] or [`Error::Io`].
     pub fn save_model(&self, dir: &Path) -> Result<()> {
+        self.check_worth_keeping()?;
         weights::write_model(dir, &self.model, Some(&self.tokenizer))
     }
+}
+
+/// A run that leads nowhere.
+fn diverged(step: u64, what: &str) -> Error {
+    Error::data(STATE, format!("step {step}: {what}; the last checkpoint is intact: lower learning_rate"))
 }
 
 /// What a state says of its run.

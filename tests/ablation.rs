@@ -9,7 +9,7 @@ mod process;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use common::{fixture, narrowed, parity_model, small_config, values};
+use common::{fixture, gate, narrowed, parity_model, small_config, values};
 use interp::ablate::{Ablated, Measure, Method, Options, ablate, frame, random_sets};
 use interp::metric::Metric;
 use interp::pair::Question;
@@ -120,7 +120,9 @@ fn agree(what: &str, found: &[f64], wanted: &[f64]) {
     assert_eq!(found.len(), wanted.len());
     for ((measure, found), wanted) in measures().iter().zip(found).zip(wanted) {
         let name = measure.name();
-        assert!((found - wanted).abs() < 1e-6 * (1.0 + wanted.abs()), "{what} {name}: {found} instead of {wanted}");
+        // Metrics of logits of size 1 to 10, or probabilities.
+        let agree = gate::agree(*found, *wanted, gate::F32, 1.0 + wanted.abs());
+        assert!(agree, "{what} {name}: {found} instead of {wanted}");
     }
 }
 
@@ -201,7 +203,8 @@ fn the_seed_chooses_whom_to_resample_from() {
             assert_eq!(found[i].values, again[i].values);
             let candidate = |other: &usize| {
                 let edit = Edit::patch(cell.site, &read(&model, cell.site, &tokens(LEVEL[*other]))).head(1);
-                (naive(&model, question, vec![edit])[1] - found[i].values[0][1]).abs() < 1e-5
+                let (of_it, found) = (naive(&model, question, vec![edit])[1], found[i].values[0][1]);
+                gate::agree(of_it, found, gate::F32, 1.0 + found.abs())
             };
             let of: Vec<usize> = (0..questions.len()).filter(candidate).collect();
             assert!(of.len() == 1 && of[0] != i, "{of:?} for {i}");
@@ -253,7 +256,7 @@ fn a_trunk_ends_as_the_whole_run_does() {
     let (trunk, source) = (grow(&question.tokens), grow(&other));
     let loss = |edits: Vec<Edit>| naive(&model, question, edits)[0];
     let base = trunk.end().loss.unwrap();
-    assert!((base - loss(Vec::new())).abs() < 1e-6 * base);
+    assert!(gate::agree(base, loss(Vec::new()), gate::F32, base));
     let experiments = with_sets(&all);
     let mut seen = 0;
     trunk
@@ -262,7 +265,7 @@ fn a_trunk_ends_as_the_whole_run_does() {
             let wanted = loss(experiments[i].iter().map(patched).collect());
             // What was not run has kept the loss.
             let found = end.map_or(base, |end| end.loss.unwrap());
-            assert!((found - wanted).abs() < 1e-6 * wanted, "{:?}: {found} instead of {wanted}", experiments[i]);
+            assert!(gate::agree(found, wanted, gate::F32, wanted), "{:?}: {found} not {wanted}", experiments[i]);
             seen += 1;
             Ok(())
         })
@@ -271,7 +274,7 @@ fn a_trunk_ends_as_the_whole_run_does() {
     let mut seen = 0;
     trunk
         .run_unchanged(&all, &mut |_, end| {
-            assert!((end.loss.unwrap() - base).abs() < 1e-6 * base);
+            assert!(gate::agree(end.loss.unwrap(), base, gate::F32, base));
             seen += 1;
             Ok(())
         })
@@ -415,6 +418,8 @@ fn every_ablation_is_transformer_lenss() {
         let questions: Vec<Question> =
             rows.iter().map(|ids| Question { tokens: tokens(ids), target: target.clone() }).collect();
         let length = rows[0].len();
+        // Losses and differences of logits are rounded as the logits are.
+        let size = rows.iter().map(|ids| gate::size_of(&model.forward(&tokens(ids)).unwrap())).fold(1.0, f64::max);
         let check = |method: Method, cells: Vec<Cell>, wanted: &[f64], what: &str| -> usize {
             let experiments: Vec<Vec<Cell>> = cells.into_iter().map(|cell| vec![cell]).collect();
             let measures = vec![Measure::Loss, Measure::Of(Metric::LogitDiff)];
@@ -423,13 +428,14 @@ fn every_ablation_is_transformer_lenss() {
             for (i, wanted) in wanted.iter().enumerate() {
                 let found = ablated[i / 2 % 3].values[i / 6][i % 2];
                 let cell = experiments[i / 6][0];
-                assert!((found - wanted).abs() < 1e-4, "{name} {what} {cell} {i}: {found} instead of {wanted}");
+                let agree = gate::agree(found, *wanted, gate::F32, size);
+                assert!(agree, "{name} {what} {cell} {i}: {found} instead of {wanted}");
             }
             wanted.len()
         };
         let base = run(&model, &questions, &[], &options(Method::Zero)).unwrap();
         for (i, wanted) in values(get("base")).into_iter().enumerate() {
-            assert!((base[i / 2].base[i % 2] - wanted).abs() < 1e-4);
+            assert!(gate::agree(base[i / 2].base[i % 2], wanted, gate::F32, size));
         }
         for method in [Method::Zero, Method::Mean, Method::PosMean] {
             let sites = [("z", "attn_head_out"), ("attn_out", "attn_out"), ("mlp_out", "mlp_out")];
@@ -478,10 +484,10 @@ fn wrong_requests_say_what_to_do() {
         (set().words("--method mean --what edges"), "has no mean over positions; use zero, pos-mean, resample"),
         (
             set().words("--method median"),
-            "there is no method `median`; there are zero, mean, pos-mean, resample, knockout",
+            "there is no method `median`, the nearest is `mean`; there are zero, mean, pos-mean, resample, knockout",
         ),
-        (set().words("--what toes"), "there is no sweep `toes`; there are resid_pre"),
-        (set().words("--what toes"), "or heads, layers, neurons, positions, edges"),
+        (set().words("--what toes"), "there is no part or sweep `toes`; the nearest is `"),
+        (set().words("--what toes"), "there is no part or sweep `toes`; the nearest is `edges`"),
         (set().words("--head 6.0"), "layer 6 is out of range"),
         (set().words("--head 0.4"), "head 4 is out of range"),
         (set().words("--head nine"), "`nine` is no head; write LAYER.HEAD"),
@@ -492,7 +498,8 @@ fn wrong_requests_say_what_to_do() {
         (set().words("--what layers --head 0.1 --together"), nothing_left),
         (set().words("--what neurons --head 0.1"), nothing_left),
         (set().words("--head 0.1 --layer 1"), nothing_left),
-        (set().words("--metric loss,certainty"), "there is no metric `certainty`; there are logit_diff"),
+        (set().words("--head 0.1,1.1 --layer 1"), "head 0.1 is none of the heads that --layer and --head leave"),
+        (set().words("--metric loss,certainty"), "there is no metric `certainty`, the nearest is `"),
         (set().words("--metric certainty"), "kl, loss"),
         (set().words("--reference /nowhere.txt --method mean").words("--prompt a"), "not both"),
         (texts(&["a"]).words("--num-pairs 3"), "not both"),

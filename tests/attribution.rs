@@ -9,7 +9,7 @@ mod process;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use common::{fixture, max_difference, parity_model, three_pairs, values};
+use common::{fixture, gate, parity_model, three_pairs, values};
 use interp::attribution::{Attributed, By, accumulated, attribute, frame};
 use interp::convention::LayerNormConvention::{FinalScale, Recompute};
 use interp::language::Language;
@@ -62,6 +62,11 @@ fn target() -> Target {
     Target::new(vec![3, 11], vec![8]).unwrap()
 }
 
+/// The largest share: what the sum of all is rounded by.
+fn size(one: &Attributed) -> f64 {
+    gate::size(one.parts.iter().map(|(_, share)| *share)).max(one.value.abs())
+}
+
 #[test]
 fn stacks_are_transformer_lenss() {
     for name in MODELS {
@@ -87,15 +92,15 @@ fn stacks_are_transformer_lenss() {
                     stack.values.index_select(&kept, 0).unwrap().i((.., ..1, length - 1..)).unwrap()
                 }
             };
-            let difference = max_difference(&ours, peer.get(key));
-            assert!(difference < 1e-4, "{name} {key}: {difference:e}");
+            let difference = gate::apart(&ours, peer.get(key));
+            assert!(difference <= gate::F32, "{name} {key}: {difference:e}");
         }
         // The part before a layer adds up to what that layer reads.
         for layer in 1..=layers {
             let all = stack::get_full_resid_decomposition(&model, &trace, layer, true).unwrap().values.sum(0).unwrap();
             let streams = stack::accumulated_resid(&model, &trace, layer, false).unwrap();
             let last = streams.values.get(streams.labels.len() - 1).unwrap();
-            assert!(max_difference(&all, &last) < 1e-4, "{name} before layer {layer}");
+            assert!(gate::apart(&all, &last) <= gate::F32, "{name} before layer {layer}");
         }
         assert!(stack::stack_head_results(&model, &trace, 0).is_err());
         assert!(stack::decompose_resid(&model, &trace, layers + 1).is_err());
@@ -112,8 +117,10 @@ fn shares_are_transformer_lenss_and_add_up() {
         for (by, key) in [(By::Component, "decompose_resid"), (By::Head, "full"), (By::Neuron, "full_neurons")] {
             let attributed = attribute(&model, &tokens, &[target(), target()], by, -1).unwrap();
             for (prompt, one) in attributed.iter().enumerate() {
-                assert!((one.value - wanted[prompt]).abs() < 1e-4, "{name} {by}");
-                assert!(one.remainder().abs() < 1e-4, "{name} {by}: {:e}", one.remainder());
+                let size = size(one);
+                let agree = |found, wanted| gate::agree(found, wanted, gate::F32, size);
+                assert!(agree(one.value, wanted[prompt]), "{name} {by}");
+                assert!(agree(one.remainder(), 0.0), "{name} {by}: {:e}", one.remainder());
                 let shares = peer.shares(key, prompt);
                 let (mut biases, mut compared) = (0.0, 0);
                 for (part, share) in &one.parts {
@@ -124,7 +131,7 @@ fn shares_are_transformer_lenss_and_add_up() {
                         "head" => format!("L{layer}H{head}"),
                         "neuron" => format!("L{layer}N{}", part.neuron.unwrap()),
                         "ln_final_bias" => {
-                            assert!((share - bias).abs() < 1e-4, "{name} {by}: {share} instead of {bias}");
+                            assert!(agree(*share, bias), "{name} {by}: {share} instead of {bias}");
                             continue;
                         }
                         _ => {
@@ -133,11 +140,11 @@ fn shares_are_transformer_lenss_and_add_up() {
                         }
                     };
                     let wanted = shares[&label];
-                    assert!((share - wanted).abs() < 1e-4, "{name} {part}: {share} instead of {wanted}");
+                    assert!(agree(*share, wanted), "{name} {part}: {share} instead of {wanted}");
                     compared += 1;
                 }
                 if by != By::Component {
-                    assert!((biases - shares["bias"]).abs() < 1e-4, "{name} {by}: {biases}");
+                    assert!(agree(biases, shares["bias"]), "{name} {by}: {biases}");
                     compared += 1;
                 }
                 assert_eq!(compared, shares.len(), "{name} {by}");
@@ -160,9 +167,13 @@ fn the_accumulated_logit_difference_is_transformer_lenss_in_both_conventions() {
                 assert_eq!(one.parts.len(), wanted.len());
                 for ((part, value), wanted) in one.parts.iter().zip(&wanted) {
                     let wanted = f64::from(wanted[prompt]) + bias;
-                    assert!((value - wanted).abs() < 1e-4, "{name} {part} {convention}: {value} instead of {wanted}");
+                    let agree = gate::agree(*value, wanted, gate::F32, size(one));
+                    assert!(agree, "{name} {part} {convention}: {value} instead of {wanted}");
                 }
-                assert!((one.parts.last().unwrap().1 - one.value).abs() < 1e-4, "{name} {convention}");
+                assert!(
+                    gate::agree(one.parts.last().unwrap().1, one.value, gate::F32, size(one)),
+                    "{name} {convention}"
+                );
             }
         }
     }
@@ -191,14 +202,14 @@ fn tiny_adds_up_at_every_level_position_and_without_a_wrong_answer() {
     for pos in [-1, 0, 3] {
         for by in [By::Component, By::Head, By::Neuron] {
             for one in attribute(&model, &tokens, &targets, by, pos).unwrap() {
-                assert!(one.remainder().abs() < 1e-4, "{by} {pos}: {:e}", one.remainder());
+                assert!(one.remainder().abs() <= gate::F32 * size(&one), "{by} {pos}: {:e}", one.remainder());
             }
         }
         for (prompt, one) in accumulated(&model, &tokens, &targets, Recompute, pos).unwrap().iter().enumerate() {
             let alone = tokens.only(prompt);
             let logits = model.forward(&alone).unwrap().i((0, one.pos)).unwrap().to_vec1::<f32>().unwrap();
-            assert!((one.value - targets[prompt].value(&logits).unwrap()).abs() < 1e-4);
-            assert!((one.parts.last().unwrap().1 - one.value).abs() < 1e-4);
+            let agree = |found| gate::agree(found, one.value, gate::F32, size(one));
+            assert!(agree(targets[prompt].value(&logits).unwrap()) && agree(one.parts.last().unwrap().1));
         }
     }
     let far = attribute(&model, &tokens, &targets, By::Head, 7).unwrap_err().to_string();
@@ -227,9 +238,9 @@ fn a_frame_adds_up_however_many_neurons_it_shows_and_its_means_have_intervals() 
         let frame = frame(&attributed, FinalScale, neurons, &tokenizer, 1).unwrap();
         let sums = sums(&frame);
         for (prompt, one) in attributed.iter().enumerate() {
-            assert!((sums[&Some(prompt as u32)] - one.value).abs() < 1e-9, "{neurons}");
+            assert!(gate::agree(sums[&Some(prompt as u32)], one.value, gate::F64, size(one)), "{neurons}");
         }
-        assert!((sums[&None] - mean).abs() < 1e-9);
+        assert!(gate::agree(sums[&None], mean, gate::F64, size(&attributed[0])));
         let shown = frame.column("neuron").unwrap();
         assert_eq!(frame.height() - shown.null_count(), neurons.min(6 * 512) * 6, "{neurons}");
     }
@@ -268,7 +279,7 @@ fn a_language_of_random_sentences_adds_up_too() {
     let tokens = tokenizer.tokens(&sentences, Encoding::default()).unwrap();
     let target = Target::new(vec![300, 301], vec![302, 303, 304]).unwrap();
     for one in attribute(&model, &tokens, &vec![target; 20], By::Neuron, -2).unwrap() {
-        assert!(one.remainder().abs() < 1e-4, "{:e}", one.remainder());
+        assert!(one.remainder().abs() <= gate::F32 * size(&one), "{:e}", one.remainder());
     }
 }
 
@@ -290,10 +301,10 @@ fn parquet(path: &std::path::Path) -> DataFrame {
 fn wrong_requests_say_what_to_do() {
     let good = |words: &str| answers(command(words), " Mary", " John");
     for (command, wanted) in [
-        (good("--by layer"), "`layer` is no level of attribution; there are component, head and neuron"),
+        (good("--by layer"), "there is no level of attribution `layer`, the nearest is `"),
         (good("--by head --neurons 3"), "--neurons needs --by neuron, not head"),
         (good("--accumulated --by head"), "cannot be used with"),
-        (good("--accumulated --ln own"), "`own` is no LayerNorm convention"),
+        (good("--accumulated --ln own"), "there is no LayerNorm convention `own`"),
         (good("--ln recompute"), "--accumulated"),
         (good("--pos 15"), "pos 15 is out of range 0..=14"),
         (good("--pairs x.jsonl"), "cannot be used with"),
@@ -318,8 +329,9 @@ fn the_command_leaves_a_frame_that_adds_up() {
         assert_eq!(names.join(" "), wanted);
         let run = outcome.record();
         let value = run["values"][0].as_f64().unwrap();
-        assert!((sums(&frame)[&Some(0)] - value).abs() < 1e-9);
-        assert!(run["largest_remainder"].as_f64().unwrap() < 1e-4);
+        let size = gate::size(frame.column("contribution").unwrap().f64().unwrap().iter().flatten()).max(value.abs());
+        assert!(gate::agree(sums(&frame)[&Some(0)], value, gate::F64, size));
+        assert!(run["largest_remainder"].as_f64().unwrap() <= gate::F32 * size);
         for file in ["figure.svg", "figure.png"] {
             assert!(out.join(file).exists(), "{file}");
         }
@@ -341,5 +353,5 @@ fn pairs_are_summed_up_with_intervals() {
     let frame = parquet(&outcome.output().join("frame.parquet"));
     assert_eq!(frame.column("prompt").unwrap().null_count() * 4, frame.height());
     std::fs::write(&pairs, "{\"clean\": \"a\"}").unwrap();
-    Interp::new().words("attribute --pairs").arg(&pairs).run().refused(65, "line 1: missing field `corrupt`");
+    Interp::new().words("attribute --pairs").arg(&pairs).run().refused(65, "line 1: there is no field `corrupt`");
 }

@@ -9,8 +9,9 @@ mod process;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use common::{fixture, parity_model, values};
+use common::{fixture, gate, parity_model, values};
 use interp::edges::{Steps, attribute, exact};
+use interp::faithful::{Choice, curve, of};
 use interp::frame::load_parquet;
 use interp::graph::{Circuit, CircuitFile, Edge, Graph, Instead, Judge, Outputs, Receiver, Rewired, Source};
 use interp::interchange::{Interchange, Part};
@@ -35,6 +36,8 @@ struct Case {
     model: Gpt2,
     pairs: Vec<Pair>,
     expected: HashMap<String, Tensor>,
+    /// The largest logit: what metrics are differences of.
+    size: f64,
 }
 
 impl Case {
@@ -46,7 +49,9 @@ impl Case {
         let prompt = |row: usize| Tokens::from_ids(vec![rows[row].clone()]).unwrap();
         let target = || Target::new(vec![answers[0]], vec![answers[1]]).unwrap();
         let pairs = (0..2).map(|p| Pair::new(prompt(2 * p), prompt(2 * p + 1), target()).unwrap()).collect();
-        Self { name, model: parity_model(name), pairs, expected }
+        let model = parity_model(name);
+        let size = (0..4).map(|row| gate::size_of(&model.forward(&prompt(row)).unwrap())).fold(0.0, f64::max);
+        Self { name, model, pairs, expected, size }
     }
 
     fn all() -> Vec<Self> {
@@ -59,11 +64,9 @@ impl Case {
         (0..2).map(|pair| values(&tensor.get(pair).unwrap())).collect()
     }
 
-    fn assert_close(&self, what: &str, found: &[f64], wanted: &[f64], tolerance: f64) {
-        assert_eq!(found.len(), wanted.len(), "{} {what}", self.name);
-        for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
-            assert!((found - wanted).abs() <= tolerance, "{} {what} {i}: {found} instead of {wanted}", self.name);
-        }
+    fn assert_close(&self, what: &str, found: &[f64], wanted: &[f64], gate: f64) {
+        let size = self.size.max(gate::size(wanted.iter().copied()));
+        gate::assert_agree_at(&format!("{} {what}", self.name), found, wanted, gate, size);
     }
 }
 
@@ -79,7 +82,7 @@ fn edges_are_attributed_as_by_autograd() {
         {
             let found = attribute(&case.model, &case.pairs, Metric::LogitDiff, steps, None, &mut quiet).unwrap();
             for (found, wanted) in found.iter().zip(case.peer(key)) {
-                case.assert_close(key, found, &wanted, 1e-4);
+                case.assert_close(key, found, &wanted, gate::F32_GRADIENT);
             }
         }
     }
@@ -91,10 +94,7 @@ fn edges_that_are_tried_equal_a_naive_loop() {
         let edges: Vec<usize> = (0..Graph::of(case.model.config()).edges()).collect();
         for (pair, wanted) in case.pairs.iter().zip(case.peer("exact")) {
             let found = exact(&case.model, pair, Metric::LogitDiff, &edges, None, &mut quiet).unwrap();
-            // 1e-6 of the largest logit, since the metric is a difference of two.
-            let logits = values(&case.model.forward(pair.clean()).unwrap());
-            let largest = logits.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
-            case.assert_close("exact", &found, &wanted, 1e-6 * largest);
+            case.assert_close("exact", &found, &wanted, gate::F32);
         }
     }
 }
@@ -120,10 +120,128 @@ fn circuits_run_as_a_naive_loop_runs_them() {
             let all: Vec<&Circuit> = circuits.iter().collect();
             let logits = Rewired::run(&case.model, &tokens, &all, &others).unwrap().to_vec2::<f32>().unwrap();
             let measured = |logits: &Vec<f32>| Metric::LogitDiff.of(logits, &[], pair.target());
-            case.assert_close("masked", &logits.iter().map(measured).collect::<Vec<_>>(), &wanted, 1e-4);
+            case.assert_close("masked", &logits.iter().map(measured).collect::<Vec<_>>(), &wanted, gate::F32);
             for (circuit, wanted) in circuits.iter().zip(&wanted) {
                 let logits = Rewired::run(&case.model, pair.clean(), &[circuit], &other).unwrap().to_vec2().unwrap();
-                case.assert_close("masked alone", &[measured(&logits[0])], &[*wanted], 1e-4);
+                case.assert_close("masked alone", &[measured(&logits[0])], &[*wanted], gate::F32);
+            }
+        }
+    }
+}
+
+#[test]
+fn zeroed_edges_are_those_of_eap_ig() {
+    for case in Case::all() {
+        let graph = Graph::of(case.model.config());
+        let masks: Vec<Vec<u8>> = case.expected[&format!("{}.masks", case.name)].to_vec2().unwrap();
+        let judge = Judge::new(&case.model, &case.pairs, Metric::LogitDiff, Instead::Zero, None).unwrap();
+        let wanted = case.peer("zeroed");
+        for (i, mask) in masks.iter().enumerate() {
+            let kept = mask.iter().enumerate().filter(|(_, kept)| **kept == 1).map(|(edge, _)| graph.edge(edge));
+            let found = judge.values(&Circuit::of(graph, kept).unwrap()).unwrap();
+            case.assert_close("zeroed", &found, &[wanted[0][i], wanted[1][i]], gate::PROMISED);
+        }
+        // The empty circuit still knows where tokens stand.
+        let other = Outputs::zero(&case.model, case.pairs[0].clean()).unwrap();
+        let input = values(&other.tensor().narrow(1, 0, 1).unwrap());
+        assert!(input.iter().any(|x| *x != 0.0));
+        assert!(values(&other.tensor().narrow(1, 1, graph.sources() - 1).unwrap()).iter().all(|x| *x == 0.0));
+    }
+}
+
+#[test]
+fn areas_are_those_of_mib() {
+    for case in Case::all() {
+        let scores = values(&case.expected[&format!("{}.scores", case.name)]);
+        let expected = values(&case.expected[&format!("{}.mib", case.name)]);
+        let mut expected = expected.chunks_exact(2);
+        for instead in [Instead::Corrupt, Instead::Zero] {
+            let judge = Judge::new(&case.model, &case.pairs, Metric::LogitDiff, instead, None).unwrap();
+            let ends = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+            let span = (ends(judge.full()) - ends(judge.empty())).abs();
+            for choice in [Choice::Top, Choice::Greedy] {
+                let curve = curve(&judge, &scores, choice, 0, &mut quiet).unwrap();
+                let (found, wanted) = (curve.mib().unwrap(), expected.next().unwrap());
+                // Areas are differences of logits in shares of the span.
+                case.assert_close("MIB", &[found.under, found.from_one], wanted, 2.0 * gate::PROMISED / span);
+                assert_eq!(curve.points.len(), 10);
+            }
+        }
+    }
+}
+
+#[test]
+fn areas_by_size_are_another_thing() {
+    let case = Case::new("wide");
+    let scores = values(&case.expected["wide.scores"]);
+    let judge = Judge::new(&case.model, &case.pairs, Metric::LogitDiff, Instead::Corrupt, None).unwrap();
+    let found = curve(&judge, &scores, Choice::Greedy, 0, &mut quiet).unwrap();
+    let edges = judge.graph().edges() as f64;
+    let mut at = vec![(0.0, 0.0)];
+    at.extend(found.points.iter().map(|point| (point.circuit.len() as f64 / edges, point.faithfulness.mean)));
+    at.push((1.0, 1.0));
+    let by_hand: f64 = at.windows(2).map(|w| (w[1].0 - w[0].0) * (w[0].1 + w[1].1) / 2.0).sum();
+    assert!((found.by_size().under - by_hand).abs() < 1e-12);
+    assert!((found.by_size().under - found.mib().unwrap().under).abs() > 1e-3);
+    let circuits = found.points.iter().map(|point| point.circuit.clone()).collect();
+    assert_eq!(
+        of(&judge, circuits, 0, &mut quiet).unwrap().mib(),
+        None,
+        "circuits of other sizes are no curve of MIB's"
+    );
+}
+
+#[test]
+fn pairs_are_held_back_unless_that_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, line: &str| {
+        let out = dir.path().join(name);
+        let outcome =
+            Interp::new().words(&format!("{line} --pairs tiny-ioi --template 0 --out {}", out.display())).run().ok();
+        let run = std::fs::read_to_string(out.join("run.json")).unwrap();
+        (serde_json::from_str::<serde_json::Value>(&run).unwrap(), outcome.stderr)
+    };
+    for (key, line) in [
+        ("circuit", "circuit find --method eap --least 0.5 --num-pairs 6"),
+        ("subspace", "subspace --site resid_post.1 --along means --num-pairs 6"),
+    ] {
+        let (held, quiet) = run(&format!("{key}-held"), line);
+        assert_eq!((&held[key]["finding"], &held[key]["judging"]), (&3.into(), &3.into()));
+        assert_eq!(held[key]["held_out"], true);
+        assert!(!quiet.contains("the numbers are of the pairs"), "{quiet}");
+        let (all, said) = run(&format!("{key}-all"), &format!("{line} --no-split"));
+        assert_eq!((&all[key]["finding"], &all[key]["judging"]), (&6.into(), &6.into()));
+        assert_eq!(all[key]["held_out"], false);
+        assert!(said.contains("the numbers are of the pairs that it was found with (--no-split)"), "{said}");
+    }
+    let zero = run("zero", "circuit find --method eap --edges 100 --num-pairs 4 --instead zero").0;
+    assert!(zero["circuit"]["instead_means"].as_str().unwrap().contains("position embeddings"), "{}", zero["circuit"]);
+    assert!(zero["circuit"]["cpr"].is_f64() && zero["circuit"]["cmd_greedy"].is_f64(), "{}", zero["circuit"]);
+}
+
+#[test]
+fn one_pair_has_no_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, line) in [
+        "patch --sweep attn_head_out_all_pos",
+        "paths",
+        "ablate --what layers",
+        "attribute",
+        "circuit find --method eap --least 0.5",
+        "subspace --site resid_post.1 --along means",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.path().join(i.to_string());
+        let outcome =
+            Interp::new().words(&format!("{line} --pairs tiny-ioi --num-pairs 1 --out {}", out.display())).run().ok();
+        assert!(!outcome.stdout.contains('['), "{line}: {}", outcome.stdout);
+        for name in ["frame.parquet", "curve.parquet"] {
+            let Ok(frame) = load_parquet(&out.join(name)) else { continue };
+            for bound in ["low", "high", "p"] {
+                let Ok(column) = frame.column(bound) else { continue };
+                assert_eq!(column.null_count(), frame.height(), "{line}: {name} has a {bound}");
             }
         }
     }
@@ -147,7 +265,7 @@ fn paths_are_those_of_a_naive_loop() {
                     let freeze = Freeze { mlps, layer_norm };
                     let found = paths(&case.model, pair, receivers, freeze, false, None).unwrap();
                     let values: Vec<f64> = found.senders.iter().map(|(_, values)| values[0]).collect();
-                    case.assert_close(&key, &values, &wanted, 1e-5);
+                    case.assert_close(&key, &values, &wanted, gate::F32);
                 }
             }
         }
@@ -173,7 +291,7 @@ fn cells_are_attributed_as_by_transformer_lenss_formula() {
                 let found =
                     attribute_cells(&case.model, pair, &sweeps, &[Metric::LogitDiff], Options::default()).unwrap();
                 let changes: Vec<f64> = found.cells.iter().map(|(_, _, values)| values[0] - found.base[0]).collect();
-                case.assert_close(key, &changes, &wanted, 1e-4);
+                case.assert_close(key, &changes, &wanted, gate::F32_GRADIENT);
             }
         }
     }
@@ -188,12 +306,14 @@ fn inputs_are_attributed_as_by_autograd() {
             };
             let (zero, other) = (of(Baseline::Zero), of(Baseline::Prompt(pair.corrupt().clone())));
             let ends = &case.peer("ends")[p];
-            case.assert_close("ends", &[zero.value, other.baseline], ends, 1e-4);
-            case.assert_close("grad_input", &zero.gradient_input, &case.peer("grad_input")[p], 1e-4);
-            case.assert_close("grad_norm", &zero.gradient_norm, &case.peer("grad_norm")[p], 1e-4);
-            case.assert_close("ig_zero_50", &zero.integrated, &case.peer("ig_zero_50")[p], 1e-4);
-            case.assert_close("ig_corrupt_50", &other.integrated, &case.peer("ig_corrupt_50")[p], 1e-4);
-            assert!(zero.gap().abs() < 1e-3 && other.gap().abs() < 2e-3, "{} {}", zero.gap(), other.gap());
+            case.assert_close("ends", &[zero.value, other.baseline], ends, gate::F32);
+            case.assert_close("grad_input", &zero.gradient_input, &case.peer("grad_input")[p], gate::F32_GRADIENT);
+            case.assert_close("grad_norm", &zero.gradient_norm, &case.peer("grad_norm")[p], gate::F32_GRADIENT);
+            case.assert_close("ig_zero_50", &zero.integrated, &case.peer("ig_zero_50")[p], gate::F32_GRADIENT);
+            case.assert_close("ig_corrupt_50", &other.integrated, &case.peer("ig_corrupt_50")[p], gate::F32_GRADIENT);
+            // What 50 steps leave of an integral over logits: no rounding, but the error of the method.
+            let largest = zero.gap().abs().max(other.gap().abs());
+            assert!(largest < 2e-3 * case.size, "{} {} of {}", zero.gap(), other.gap(), case.size);
             let coarse =
                 saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 1, None);
             let fine = saliency(&case.model, pair.clean(), pair.target(), Metric::LogitDiff, &Baseline::Mean, 64, None);
@@ -227,9 +347,12 @@ fn the_full_circuit_is_the_model_and_the_empty_one_the_corrupted_run() {
         let run = |circuit: &Circuit| Rewired::run(&case.model, pair.clean(), &[circuit], &other).unwrap();
         let clean = case.model.forward(pair.clean()).unwrap();
         let last = clean.narrow(1, pair.len() - 1, 1).unwrap().squeeze(1).unwrap();
-        assert!(common::max_difference(&run(&Circuit::full(graph)), &last) < 1e-6);
+        // A circuit sums what its parts wrote, and the model adds to a stream: the same terms in another order.
+        let away = gate::apart(&run(&Circuit::full(graph)), &last);
+        assert!(away <= gate::F32, "{away:e} of the largest logit");
         let corrupt = corrupt.squeeze(1).unwrap();
-        assert!(common::max_difference(&run(&Circuit::empty(graph)), &corrupt) < 1e-5);
+        let away = gate::apart(&run(&Circuit::empty(graph)), &corrupt);
+        assert!(away <= gate::F32, "{away:e} of the largest logit");
     }
     // A circuit for each prompt, or for all: nothing in between, and no circuit of another model.
     let (other, _) = Outputs::run(&case.model, case.pairs[0].corrupt()).unwrap();
@@ -266,7 +389,7 @@ fn an_edge_is_an_edit_of_what_a_head_reads() {
         let value = |logits: Vec<f64>| logits[3] - logits[8];
         let by_hand = value(logits(Plan::new())) - value(logits(Plan::new().edit(edit)));
         let found = exact(&case.model, pair, Metric::LogitDiff, &[number], None, &mut quiet).unwrap();
-        assert!((found[0] - by_hand).abs() < 2e-6, "{name}: {} by itself, {by_hand} by hand", found[0]);
+        case.assert_close(name, &found, &[by_hand], gate::F32);
         assert!(by_hand != 0.0, "{name} does nothing");
     }
 }
@@ -308,23 +431,38 @@ fn a_subspace_is_patched_as_its_formula_says() {
     let plan = Plan::new().edit(Edit::set(site, &value).pos(pos)).logits(LogitsAt::Last);
     let logits = values(plan.run(&case.model, pair.corrupt()).unwrap().logits().unwrap());
     let found = interchange.patched(&subspace, Part::Along).unwrap()[0];
-    assert!((found - (logits[3] - logits[8])).abs() < 1e-5, "{found}");
+    case.assert_close("along", &[found], &[logits[3] - logits[8]], gate::F32);
     // Along and across make up the whole, and the whole space is the whole.
     let all = Subspace::random(width, width, &mut rng);
     let whole = interchange.patched(&subspace, Part::Whole).unwrap()[0];
-    assert!((interchange.patched(&all, Part::Along).unwrap()[0] - whole).abs() < 1e-5);
-    assert!((interchange.patched(&all, Part::Across).unwrap()[0] - interchange.ends().0[0]).abs() < 1e-5);
+    case.assert_close("all along", &interchange.patched(&all, Part::Along).unwrap(), &[whole], gate::F32);
+    case.assert_close(
+        "nothing across",
+        &interchange.patched(&all, Part::Across).unwrap(),
+        interchange.ends().0,
+        gate::F32,
+    );
     // Training finds a direction that does more than the principal one, and one that is written is read back.
     let (trained, losses) = interchange.train(1, 60, 0, &mut quiet).unwrap();
     assert!(losses[59] < losses[0], "{losses:?}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("subspace.safetensors");
-    trained.save(&path, site).unwrap();
-    let (again, own) = Subspace::load(&path).unwrap();
+    trained.save(&path, site, "this model").unwrap();
+    let (again, own) = Subspace::load(&path, "this model").unwrap().unwrap();
     assert_eq!(own, site);
-    let same = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-6;
+    let same = |(a, b): (&f64, &f64)| gate::agree(*a, *b, gate::F32, 1.0); // a direction of length 1, written in f32
     assert!(trained.basis()[0].iter().zip(&again.basis()[0]).all(same));
-    assert!(Subspace::load(&fixture("circuits.safetensors")).is_err());
+    let other = Subspace::load(&path, "another model").unwrap_err().to_string();
+    assert!(other.contains("is of a model with sha256 this model"), "{other}");
+    let nobody = [("site".to_string(), site.to_string())].into();
+    interp::weights::write_tensors(
+        &path,
+        &[("basis".into(), candle_core::Tensor::ones((1, width), DType::F32, &common::device()).unwrap())],
+        nobody,
+    )
+    .unwrap();
+    assert!(Subspace::load(&path, "this model").unwrap_err().to_string().contains("says nothing of the model"));
+    assert!(Subspace::load(&fixture("circuits.safetensors"), "this model").unwrap().is_none());
     assert!(interchange.train(0, 5, 0, &mut quiet).is_err() && interchange.train(width + 1, 5, 0, &mut quiet).is_err());
 }
 
@@ -339,8 +477,8 @@ fn circuits_that_are_shipped_can_be_read() {
     }
     let ioi = CircuitFile::shipped("ioi").unwrap().unwrap();
     assert_eq!(ioi.circuit().unwrap().nodes().len(), 26 + 12);
-    assert_eq!(ioi.role("9.9".parse().unwrap()), Some("name mover"));
-    assert_eq!(ioi.role("m3".parse().unwrap()), None);
+    assert_eq!(ioi.roles().get(&"9.9".parse().unwrap()), Some(&"name mover"));
+    assert_eq!(ioi.roles().get(&"m3".parse().unwrap()), None);
     // A file of EAP-IG.
     let json = r#"{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {}, "edges": {
         "input->a0.h0<v>": {"score": 1.0, "in_graph": true}, "a0.h0->logits": {"score": 1.0, "in_graph": true},
@@ -424,7 +562,7 @@ fn wrong_requests_are_one_line() {
         (format!("patch {pairs} --attribution --window 3 --sweep attn_head_out_all_pos"), 2, "one layer at a time"),
         (format!("patch {pairs} --attribution --metric kl --direction noise"), 2, "kl has no slope"),
         (format!("subspace {pairs} --template 0 --site resid_pre.0"), 2, "there is nothing to take over"),
-        (format!("circuit test {huge} {pairs}"), 65, "1000 layers of 1000 heads are no model"),
+        (format!("circuit test {huge} {pairs}"), 65, "layers is 1000; it must be in 1..=96"),
         (format!("circuit find {pairs} --least 1.5"), 2, "a share above 0"),
         (format!("circuit find {pairs} --edges 1"), 2, "do not lead from the input to the logits"),
         (format!("circuit find {pairs} --instead nothing"), 2, "there is no ablation `nothing`"),
@@ -446,7 +584,11 @@ fn wrong_requests_are_one_line() {
         (format!("subspace {pairs} --site resid_post.1"), 2, "--template N"),
         (format!("subspace {pairs} --template 0 --site z.1"), 2, "`z.1` is no stream"),
         (format!("subspace {pairs} --template 0 --site resid_post.1 --pos 99"), 2, "99 is out of range"),
-        (format!("subspace {pairs} --template 0 --site resid_post.1 --along nowhere"), 66, "there is no `nowhere`"),
+        (
+            format!("subspace {pairs} --template 0 --site resid_post.1 --along nowhere"),
+            66,
+            "there is no subspace, file or directory `nowhere`",
+        ),
         (format!("subspace {pairs} --template 0 --site resid_post.1 --along means --dim 2"), 2, "--dim goes with das"),
         (format!("subspace {pairs} --template 0 --site resid_post.* "), 2, "--site names 6 sites"),
     ] {

@@ -5,33 +5,47 @@ mod place;
 #[path = "common/process.rs"]
 mod process;
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
 use interp::random::stream;
 use place::{Place, manifest, random};
-use process::{Interp, can_mount, files, signal};
+use process::{Interp, can_mount, files, go_on, signal, stop_when};
+
+/// Every file of a directory with its size.
+fn sizes(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<_> = entries.map(|entry| (entry.path(), entry.metadata().map_or(0, |file| file.len()))).collect();
+    all.sort();
+    all
+}
 
 #[test]
 fn fifty_kills_leave_what_no_kill_leaves() {
     let place = Place::new(300);
     let options = "--part-rows 60 --covariance -q";
     place.export("whole", options).run().ok();
+    let dir = place.path("killed");
     let mut rng = stream(2, "kills", 0);
     let mut kills = 0;
-    let mut finished = false;
     while kills < 50 {
         let (mut child, _keep) = place.export("killed", options).spawn();
-        std::thread::sleep(Duration::from_millis(random(&mut rng, 60) as u64));
-        child.kill().unwrap(); // SIGKILL
-        finished |= child.wait().unwrap().success();
-        kills += 1;
-        if finished {
+        // At one of the first changes of the directory: a file that begins, grows, or takes its name.
+        let (mut changes, mut before) = (1 + random(&mut rng, 12), sizes(&dir));
+        let in_the_middle = stop_when(&mut child, || {
+            let now = sizes(&dir);
+            changes -= usize::from(now != before && changes > 0);
+            before = now;
+            changes == 0
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if in_the_middle {
+            kills += 1;
+        } else {
             // All parts are there: begin again with some of them.
             for index in 0..random(&mut rng, 40) {
-                let _ = std::fs::remove_file(place.path("killed").join(format!("part-{index:05}.json")));
+                let _ = std::fs::remove_file(dir.join(format!("part-{index:05}.json")));
             }
-            finished = false;
         }
     }
     place.export("killed", options).run().ok();
@@ -50,9 +64,7 @@ fn pieces_make_the_whole() {
         let name = format!("pieces{n}");
         let running: Vec<_> =
             (0..n).map(|i| place.export(&name, &format!("--part-rows 100 --shard {i}/{n} -q")).spawn()).collect();
-        for (mut child, _keep) in running {
-            assert!(child.wait().unwrap().success());
-        }
+        all_succeed(running);
         if n == 3 {
             std::fs::remove_file(place.path(&name).join("part-00002.json")).unwrap();
             let merge = Interp::new().words("export merge").arg(place.path(&name));
@@ -61,6 +73,26 @@ fn pieces_make_the_whole() {
         }
         Interp::new().words("export merge").arg(place.path(&name)).run().ok();
         assert!(manifest(&place.path(&name)) == manifest(&place.path("one")), "{n} pieces");
+    }
+}
+
+/// Waits for commands; the first that failed is named with what it said.
+fn all_succeed(running: Vec<(std::process::Child, tempfile::TempDir)>) {
+    let ended: Vec<_> = running.into_iter().map(|(child, _keep)| child.wait_with_output().unwrap()).collect();
+    for (i, output) in ended.iter().enumerate() {
+        assert!(output.status.success(), "command {i}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn many_begin_a_dataset_at_once() {
+    // Each finds an empty directory, or one in which another has just begun.
+    let place = Place::new(10);
+    for round in 0..8 {
+        let name = format!("round{round}");
+        let begin = |i| place.export(&name, &format!("--part-rows 10 --shard {i}/8 -q")).spawn();
+        all_succeed((0..8).map(begin).collect());
+        Interp::new().words("export merge").arg(place.path(&name)).run().ok();
     }
 }
 
@@ -109,10 +141,9 @@ fn one_writer_at_a_time() {
     let place = Place::new(2000);
     let (mut child, _keep) = place.export("data", "--part-rows 200").spawn();
     let lock = place.path("data").join("lock");
-    while !lock.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it began");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    // A lock file is there before it is locked: a part that is done shows that the process has it.
+    let first = place.path("data").join("part-00000.json");
+    assert!(stop_when(&mut child, || first.exists()), "it ended before the second one began");
     let second = place.export("data", "--part-rows 200 -q").run();
     assert_eq!(second.code, Some(75), "{}", second.stderr);
     assert!(second.stderr.contains(&format!("lock is held by process {}", child.id())), "{}", second.stderr);
@@ -127,11 +158,10 @@ fn one_writer_at_a_time() {
 fn an_interrupt_ends_after_a_part_and_is_taken_up() {
     let place = Place::new(2000);
     let (mut child, _keep) = place.export("data", "--part-rows 200").spawn();
-    while !place.path("data").join("part-00001.json").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let second = place.path("data").join("part-00001.json");
+    assert!(stop_when(&mut child, || second.exists()), "it ended before it was interrupted");
     signal(&child, libc::SIGINT);
+    go_on(&child);
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
@@ -156,14 +186,18 @@ fn a_full_disk_leaves_what_was_there() {
 
 #[test]
 fn memory_does_not_grow_with_the_text() {
-    let peak = |lines: usize| -> f64 {
+    let peak = |lines: usize| -> (f64, f64) {
         let place = Place::new(lines);
         let outcome = place.export("data", "--part-rows 2000 --format json").run().ok();
         let told: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
-        told["memory"]["peak"].as_f64().unwrap()
+        let size = files(&place.path("data")).iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();
+        (told["memory"]["peak"].as_f64().unwrap(), size as f64)
     };
-    let (once, ten_times) = (peak(600), peak(6000));
-    assert!(ten_times < 1.2 * once, "{once} bytes, {ten_times} for ten times the text");
+    let ((once, small), (ten_times, large)) = (peak(600), peak(6000));
+    // Relative to what is written more: memory that held it would grow by all of it. How much is free for reuse at a time differs with
+    // threads and with the machine.
+    let grown = (ten_times - once) / (large - small);
+    assert!(grown < 0.3, "{once} bytes for {small}, {ten_times} for {large}");
 }
 
 #[test]
@@ -172,17 +206,26 @@ fn a_second_interrupt_ends_at_once() {
     let (mut child, _keep) = place.export("data", "--part-rows 1000000").spawn();
     let writes =
         |end: &str| files(&place.dir.path().join("data")).iter().any(|file| file.to_string_lossy().ends_with(end));
-    while !place.path("data").exists() || !writes(".tmp") || !place.path("data").join("lock").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let at_work = || place.path("data").join("lock").exists() && writes(".tmp");
+    assert!(stop_when(&mut child, at_work), "it ended before it was interrupted");
     signal(&child, libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(child.try_wait().unwrap(), None, "the first one lets the part be finished");
-    let start = Instant::now();
+    go_on(&child);
+    // Until the signal has been taken, and some time more: it goes on with the part.
+    let (status, mut after) = (format!("/proc/{}/status", child.id()), 0);
+    let taken = stop_when(&mut child, || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let waiting = status.lines().filter(|line| line.starts_with("SigPnd:") || line.starts_with("ShdPnd:"));
+        let bits =
+            waiting.map(|line| u64::from_str_radix(line[7..].trim(), 16).unwrap()).fold(0, |all, bits| all | bits);
+        after += usize::from(bits & (1 << (libc::SIGINT - 1)) == 0);
+        after > 5
+    });
+    assert!(taken && !writes(".parquet"), "the first one lets the part be finished");
     signal(&child, libc::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(143));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    go_on(&child);
+    // On a busy machine the thread that took the first signal may run its handler after the one that took the second.
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(143 | 130)), "{code:?}");
     assert!(!writes(".parquet"), "the part was not finished");
     place.export("data", "--part-rows 1000000 -q").run().ok();
     place.verify("data").run().ok();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::{fixture, load, values};
+use common::{fixture, gate, load, values};
 use interp::corpus::{Row, Rows, Split};
 use interp::recipe::Recipe;
 use interp::texts::Texts;
@@ -16,7 +16,7 @@ use interp::textset::TextSet;
 use interp::train::{STATE, Trainer};
 use interp::weights::{read_small, sha256};
 use interp::{Gpt2, Result, embedded};
-use process::Interp;
+use process::{Interp, kill_when, lines};
 use serde_json::Value;
 
 fn fixture_model() -> Gpt2 {
@@ -92,8 +92,10 @@ fn ten_steps_are_pytorchs() {
         {
             let found = trainer.step().unwrap();
             let (loss, norm) = (loss.as_f64().unwrap(), norm.as_f64().unwrap());
-            assert!((found.loss - loss).abs() < 1e-4, "step {step}: loss {} is not {loss}", found.loss);
-            assert!((found.grad_norm - norm).abs() < 1e-3, "step {step}: norm {} is not {norm}", found.grad_norm);
+            let agree = gate::agree(found.loss, loss, gate::F32_GRADIENT, loss);
+            assert!(agree, "step {step}: loss {} is not {loss}", found.loss);
+            let agree = gate::agree(found.grad_norm, norm, gate::TRAINED, norm);
+            assert!(agree, "step {step}: norm {} is not {norm}", found.grad_norm);
             assert!(norm > 1.0, "the fixture clips");
         }
         let file = fixture(&format!("training/after_{accumulation}.safetensors"));
@@ -110,7 +112,9 @@ fn ten_steps_are_pytorchs() {
                 theirs.drain(third..2 * third);
             }
             let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(difference < 1e-3, "{name} differs by {difference}");
+            // Ten steps of Adam move a weight by ten times the step size at most: a tenth of that.
+            let rate = expected["knobs"]["learning_rate"].as_f64().unwrap();
+            assert!(difference < 0.1 * 10.0 * rate, "{name} differs by {difference}");
         }
     }
 }
@@ -181,11 +185,11 @@ fn a_killed_fine_tuning_continues_to_the_same_weights() {
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
     let set = ["max_iters=60", "dropout=0.1", "gradient_accumulation_steps=2", "keep_best=true"];
     tuned(dir.path(), &set).arg("--out").arg(&whole).run().ok();
-    for wait in [250, 400, 330] {
+    // Soon after the start, and twice between checkpoints.
+    for steps in [1, 14, 31] {
         let (mut child, _dir) = tuned(dir.path(), &set).arg("--out").arg(&killed).spawn();
-        std::thread::sleep(std::time::Duration::from_millis(wait));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_when(&mut child, "some steps", || lines(&killed.join("metrics.jsonl")) >= steps);
+        assert!(steps == 1 || killed.join(STATE).exists());
     }
     tuned(dir.path(), &set).arg("--out").arg(&killed).run().ok();
     for file in ["model.safetensors", "best/model.safetensors", STATE] {
@@ -210,14 +214,10 @@ fn a_full_disk_loses_nothing() {
     assert!(outcome.stderr.contains(STATE) && outcome.stderr.trim().lines().count() == 1, "{}", outcome.stderr);
     let left: Vec<String> =
         process::files(&full).iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    assert!(left.iter().all(|name| [".lock", "metrics.jsonl"].contains(&name.as_str())), "{left:?}");
+    assert!(left.iter().all(|name| [".interp-run.json", "metrics.jsonl"].contains(&name.as_str())), "{left:?}");
     // With room again it goes on; a disk that fills up later leaves the last checkpoint whole.
     let (mut child, _dir) = tuned(dir.path(), &[]).arg("--out").arg(&full).spawn();
-    while !full.join(STATE).exists() {
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when(&mut child, "a checkpoint", || full.join(STATE).exists());
     let before = sha256(&full.join(STATE)).unwrap();
     let outcome = tuned(dir.path(), &[]).arg("--out").arg(&full).limit_files(8 << 20).run();
     assert_eq!(outcome.code, Some(74), "{}", outcome.stderr);
@@ -261,10 +261,10 @@ fn text_comes_from_every_kind_of_file() {
         let mut recipe = Recipe::default();
         recipe.data.text = names.iter().map(|name| path(name)).collect();
         recipe.data.validation = validation.iter().map(|name| path(name)).collect();
-        TextSet::new(Texts::read(&recipe.data, Path::new(""))?.encode(&tokenizer)?, 1, 8).map(|set| set.tokens())
+        TextSet::new(Texts::read(&recipe.data, Path::new(""))?.encode(&tokenizer, false)?, 1, 8).map(|set| set.tokens())
     };
     let long = text(50);
-    let ids = tokenizer.encode_long(&long).unwrap();
+    let ids = tokenizer.encode_long(&long, false).unwrap();
     std::fs::write(path("a.txt"), &long).unwrap();
     let (train, validation) = load(&["a.txt"], &[]).unwrap();
     assert!((train + validation).abs_diff(ids.len()) <= 1 && validation * 12 > train, "{train} {validation}");
@@ -321,7 +321,7 @@ fn bad_requests_are_one_line() {
         (text().words("--dtype f32 --set dtype=bfloat16"), 2, "give one of them"),
         (text().words("--set dtype=float16"), 2, "bfloat16"),
         (text().words("--dtype f16"), 2, "training is in f32 or bf16, not in f16"),
-        (text().words("--price x"), 2, "a price is a number not below 0"),
+        (text().words("--price x"), 2, "a price is a number from 0 to 1000000000"),
         (Interp::new().words("finetune"), 2, "no text to learn from"),
         (Interp::new().words("finetune --file").arg(dir.path().join("big.bin")), 2, "token 65535"),
         (Interp::new().words("finetune --file").arg(dir.path().join("nothing")), 66, "no such file"),

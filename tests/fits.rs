@@ -71,6 +71,8 @@ fn objective(x: &Array2<f32>, y: &[usize], weights: &Array2<f64>, intercept: &Ar
     loss.sum::<f64>() + 0.5 * alpha * weights.iter().map(|w| w * w).sum::<f64>()
 }
 
+/// Relative to the largest of the numbers. Optima are found to a tolerance, not by rounding: 1e-3 where scikit-learn's own stopping rule
+/// leaves as much, 1e-6 where a system of equations is solved.
 fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
@@ -78,6 +80,9 @@ fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
         assert!((f - e).abs() <= tolerance * scale.max(1e-3), "{what} {i}: {f} instead of {e} (largest {scale})");
     }
 }
+
+/// The share of one row in 300: where a score is next to 0, one row may fall on the other side.
+const ONE_ROW: f64 = 0.0034;
 
 fn accuracy(fitted: &logistic::Fitted, x: &Array2<f32>, y: &[usize]) -> f64 {
     let right = fitted.predict(x).iter().zip(y).filter(|(a, b)| a == b).count();
@@ -112,7 +117,7 @@ fn logistic_regressions_end_where_those_of_scikit_learn_do() {
             let expected = numbers(&fit["probabilities"]);
             let found = fitted.probabilities(&x);
             close(&format!("{what} p"), &found.as_slice().unwrap()[..expected.len()], &expected, 1e-3);
-            assert!((accuracy(&fitted, &x, &y) - number(&fit["accuracy"])).abs() <= 0.0034, "{what}");
+            assert!((accuracy(&fitted, &x, &y) - number(&fit["accuracy"])).abs() <= ONE_ROW, "{what}");
             // From the optimum of another penalty to the same end.
             if let Some(start) = &start {
                 let warm = model.fit_rows(x.view(), &y, Some(start)).unwrap();
@@ -145,7 +150,7 @@ fn one_huge_row_does_not_spoil_a_probe() {
         let fit = |x: &Array2<f32>| Logistic::new(1.0).fit_rows(x.view(), &y, None).unwrap();
         let (with, without) = (accuracy(&fit(&x), &x, &y), accuracy(&fit(&usual), &usual, &y));
         assert!((with - without).abs() <= 0.02, "{with} instead of {without}");
-        assert!((with - number(&case["fits"][0]["accuracy"])).abs() <= 0.0034);
+        assert!((with - number(&case["fits"][0]["accuracy"])).abs() <= ONE_ROW);
     }
 }
 
@@ -187,6 +192,7 @@ fn the_optimum_is_flat_and_its_neighbourhood_is_higher() {
     let fitted = Logistic { tolerance: 1e-12, ..Logistic::new(1.0) }.fit_rows(x.view(), &y, None).unwrap();
     let (weights, intercept) = (fitted.weights(), fitted.intercept());
     let lowest = objective(&x, &y, &weights, &intercept, 1.0);
+    // Slopes of a sum over hundreds of rows, each of which has a slope of order 1 there: 1e-4 is less than 1e-6 of their sizes.
     assert!(fitted.report().gradient_norm < 1e-4, "{:?}", fitted.report());
     for (k, j) in [(0, 0), (1, 5), (3, 11)] {
         let moved = |by: f64| {

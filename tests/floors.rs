@@ -5,10 +5,25 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor: a module may use its own floor and those below.
 const FLOORS: [&[&str]; 5] = [
-    &["error", "device", "driver", "site", "reads", "hooks", "disk", "memory", "process", "random"],
+    &[
+        "error",
+        "device",
+        "driver",
+        "site",
+        "span",
+        "influence",
+        "reads",
+        "hooks",
+        "disk",
+        "limits",
+        "memory",
+        "process",
+        "random",
+    ],
     &["config", "tokens", "ops", "kv", "gpt2", "weights", "text"],
     &[
         "edit",
+        "effect",
         "plan",
         "frame",
         "shard",
@@ -32,6 +47,7 @@ const FLOORS: [&[&str]; 5] = [
         "textset",
         "metric",
         "pair",
+        "pairfile",
         "pairset",
         "stats",
         "scores",
@@ -51,6 +67,7 @@ const FLOORS: [&[&str]; 5] = [
         "subspace",
         "suite",
         "study",
+        "run_dir",
     ],
     &[
         "ablate",

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use candle_core::{DType, IndexOp, Tensor};
-use common::{max_difference, noise, same_bits, small_config, small_model, tokens, values};
+use common::{gate, max_difference, noise, same_bits, small_config, small_model, tokens, values};
 use interp::gpt2::Pass;
 use interp::hooks::from_fn;
 use interp::kv::KvCache;
@@ -129,7 +129,7 @@ fn zero_ablating_a_head_removes_its_result() {
             let by_z = logits(Plan::new().edit(Edit::zero(Site::Z(layer)).head(head)), &model, &tokens);
             let by_result = logits(Plan::new().edit(Edit::zero(Site::Result(layer)).head(head)), &model, &tokens);
             let plain = model.forward(&tokens).unwrap();
-            assert!(max_difference(&by_z, &by_result) < 1e-4, "head {layer}.{head}");
+            assert!(gate::apart(&by_result, &by_z) <= gate::F32, "head {layer}.{head}");
             assert!(max_difference(&by_z, &plain) > 1e-3, "head {layer}.{head} does nothing");
         }
     }
@@ -177,10 +177,10 @@ fn logits_only_where_asked_have_the_same_values() {
     let all = model.forward(&tokens).unwrap();
     let last = logits(Plan::new().logits(LogitsAt::Last), &model, &tokens);
     let looked_at = Plan::new().logits(LogitsAt::Last).read(Site::LnFinalNormalized);
-    assert!(max_difference(&last, &logits(looked_at, &model, &tokens)) < 1e-6);
+    assert!(gate::apart(&logits(looked_at, &model, &tokens), &last) <= gate::F32);
     for (prompt, length) in [3, 7, 5].into_iter().enumerate() {
         let wanted = all.i((prompt, length - 1)).unwrap();
-        assert!(max_difference(&last.i((prompt, 0)).unwrap(), &wanted) < 1e-5);
+        assert!(gate::apart(&last.i((prompt, 0)).unwrap(), &wanted) <= gate::F32);
     }
     let none = Plan::new().logits(LogitsAt::None).run(&model, &tokens).unwrap();
     assert!(matches!(none.logits(), Err(Error::NotReached { .. })));
@@ -217,8 +217,8 @@ fn cached_runs_equal_recomputation_with_and_without_edits() {
                     } else {
                         wanted = wanted.narrow(1, cut[0], cut[1] - cut[0]).unwrap();
                     }
-                    let difference = max_difference(part.get(site).unwrap(), &wanted);
-                    assert!(difference < 1e-4, "{site}, tokens {cut:?}, {} edits: {difference:e}", edits.len());
+                    let away = gate::apart(part.get(site).unwrap(), &wanted);
+                    assert!(away <= gate::F32, "{site}, tokens {cut:?}, {} edits: {away:e}", edits.len());
                 }
             }
             assert_eq!(cache.len(), 7);
@@ -240,9 +240,9 @@ fn a_ragged_cache_continues_each_prompt_at_its_own_position() {
             let whole = [prompts.row(prompt), &next.row(prompt)[..=step]].concat();
             let length = whole.len();
             let alone = model.forward(&Tokens::from_ids(vec![whole]).unwrap()).unwrap();
-            let difference =
-                max_difference(&together.logits().unwrap().i((prompt, 0)).unwrap(), &alone.i((0, length - 1)).unwrap());
-            assert!(difference < 1e-5, "prompt {prompt}, step {step}: {difference:e}");
+            let together = together.logits().unwrap().i((prompt, 0)).unwrap();
+            let away = gate::apart(&together, &alone.i((0, length - 1)).unwrap());
+            assert!(away <= gate::F32, "prompt {prompt}, step {step}: {away:e}");
         }
     }
 }
@@ -263,8 +263,8 @@ fn a_batch_equals_its_prompts_alone() {
             } else {
                 row.narrow(1, 0, length).unwrap()
             };
-            let difference = max_difference(&row, alone.get(*site).unwrap());
-            assert!(difference <= 1e-5, "{site}, prompt {prompt}: {difference:e}");
+            let away = gate::apart(&row, alone.get(*site).unwrap());
+            assert!(away <= gate::F32, "{site}, prompt {prompt}: {away:e}");
         }
     }
 }
@@ -283,7 +283,7 @@ fn rows_of_a_batch_are_experiments_of_their_own() {
     let together = logits(Plan::new().edits(rows), &model, &three);
     for (i, edit) in edits.into_iter().enumerate() {
         let alone = logits(Plan::new().edit(edit), &model, &tokens.only(0));
-        assert!(max_difference(&together.i(i).unwrap(), &alone.i(0).unwrap()) < 1e-5, "row {i}");
+        assert!(gate::apart(&together.i(i).unwrap(), &alone.i(0).unwrap()) <= gate::F32, "row {i}");
     }
 }
 

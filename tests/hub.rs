@@ -9,13 +9,15 @@ mod fake;
 mod process;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::fixture;
 use fake::{COMMIT, Hub, Repo, Request, Response, file};
-use interp::weights::sha256_of;
-use process::{Interp, can_mount, files};
+use interp::Error;
+use interp::weights::{self, Format, Patience, Places, Repository, Token, sha256_of};
+use process::{Interp, can_mount, files, kill_when};
 
 /// A model whose weights are large enough to break off in the middle, with the built-in tokenizer.
 fn repo() -> Repo {
@@ -376,11 +378,7 @@ fn hostile_names_never_reach_the_network() {
 
 #[test]
 fn a_repository_that_is_no_gpt2_is_named() {
-    let cases = [
-        ("config.json", "no config.json"),
-        ("tokenizer.json", "no vocab.json"),
-        ("model.safetensors", "no safetensors weights"),
-    ];
+    let cases = [("config.json", "no config.json"), ("model.safetensors", "no safetensors weights")];
     for (missing, wanted) in cases {
         let mut repo = repo();
         repo.files.remove(missing);
@@ -392,52 +390,51 @@ fn a_repository_that_is_no_gpt2_is_named() {
 
 #[test]
 fn two_processes_transfer_once() {
-    let repo = repo();
+    let (repo, go) = (repo(), Arc::new(AtomicBool::new(false)));
+    let held = go.clone();
     let hub = Hub::new(move |request| {
         let mut response = repo.answer(request);
         if is_weights(request) && !request.is_probe() {
-            response.slow = Some(Duration::from_micros(200)); // some two seconds in all
+            response.hold = Some((200_000, held.clone()));
         }
         response
     });
     let cache = tempfile::tempdir().unwrap();
     let (first, _dir) = download(&hub, cache.path()).spawn();
-    std::thread::sleep(Duration::from_millis(300));
-    let second = download(&hub, cache.path()).run().ok();
-    let first = first.wait_with_output().unwrap();
-    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
-    assert_eq!(hub.count("model.safetensors"), 1, "{}", second.stderr);
+    hub.wait_until(|log| log.iter().any(|r| is_weights(r) && !r.is_probe()));
+    // While the first is in the middle of the weights, the second asks what there is.
+    let (second, _dir) = download(&hub, cache.path()).spawn();
+    hub.wait_until(|log| log.iter().filter(|r| r.path.starts_with("/api/models/")).count() == 2);
+    go.store(true, Ordering::SeqCst);
+    for process in [first, second] {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(hub.count("model.safetensors"), 1);
     check_cache(cache.path());
 }
 
 #[test]
 fn a_killed_download_is_resumed_and_whole() {
-    let repo = repo();
+    let (repo, never) = (repo(), Arc::new(AtomicBool::new(false)));
     let hub = Hub::new(move |request| {
         let mut response = repo.answer(request);
-        if is_weights(request) && request.from().is_none() {
-            response.slow = Some(Duration::from_micros(500));
+        if is_weights(request) && !request.is_probe() && request.from().is_none_or(|from| from == 0) {
+            response.hold = Some((1_000_000, never.clone()));
         }
         response
     });
     let cache = tempfile::tempdir().unwrap();
     let partial = || files(cache.path()).into_iter().find(|f| f.extension().is_some_and(|e| e == "incomplete"));
     let (mut child, _dir) = download(&hub, cache.path()).spawn();
-    // Kill it once some of the weights are here.
-    for _ in 0..600 {
-        if partial().is_some_and(|f| f.metadata().is_ok_and(|m| m.len() > 100_000)) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let some = || partial().is_some_and(|f| f.metadata().is_ok_and(|m| m.len() > 100_000));
+    kill_when(&mut child, "some of the weights were here", some);
     assert!(!has_weights(cache.path()), "a broken download became a cached file");
     let left = partial().expect("what had arrived is kept").metadata().unwrap().len();
     interp(&hub, cache.path())
         .words("sites --model owner/name --offline")
         .run()
-        .refused(66, "not in the Hugging Face cache");
+        .refused(66, "not whole in the Hugging Face cache");
     download(&hub, cache.path()).run().ok();
     assert!(has_weights(cache.path()));
     check_cache(cache.path());
@@ -513,4 +510,275 @@ fn all_models_are_held_against_the_disk_before_the_first_is_asked_for() {
     assert_eq!(run.code, Some(73), "{}", run.stderr);
     assert!(run.stderr.contains("the models need 11.6 GB"), "{}", run.stderr);
     assert!(hub.log().is_empty() && files(small.path()).is_empty());
+}
+
+#[test]
+fn one_byte_per_connection_ends() {
+    let repo = repo();
+    let hub = Hub::new(move |request| {
+        let mut response = repo.answer(request);
+        if is_weights(request) && !request.is_probe() {
+            response.cut = Some(1);
+        }
+        response
+    });
+    let cache = tempfile::tempdir().unwrap();
+    download(&hub, cache.path()).run().refused(75, "run again to resume");
+    assert_eq!(hub.count("model.safetensors"), Patience::default().retries);
+    assert!(!has_weights(cache.path()));
+}
+
+#[test]
+fn a_hub_that_is_too_slow_is_given_up() {
+    let repo = repo();
+    let hub = Hub::new(move |request| {
+        let mut response = repo.answer(request);
+        response.slow = is_weights(request).then_some(Duration::from_millis(1));
+        response
+    });
+    let cache = tempfile::tempdir().unwrap();
+    // Whatever arrives in a window is too little: that the window is looked at does not depend on how fast this machine is.
+    let places = Places {
+        hub: Some(cache.path().into()),
+        endpoint: hub.address.clone(),
+        token: Token::None,
+        offline: false,
+        digests: None,
+        patience: Patience { window: Duration::from_millis(50), least: u64::MAX, retries: 1, ..Patience::default() },
+    };
+    let repository = Repository::parse("owner/name").unwrap();
+    let error = weights::download(&repository, Format::Safetensors, &places, &mut ()).unwrap_err();
+    assert!(matches!(error, Error::TryAgain(_)), "{error}");
+    assert!(error.to_string().contains("model.safetensors: too slow"), "{error}");
+    assert!(!has_weights(cache.path()));
+}
+
+#[test]
+fn a_file_larger_than_its_kind_is_refused_before_it_is_here() {
+    let large = || vec![b' '; (1 << 20) + 5000];
+    // Announced: not a byte of it is asked for.
+    let answers = repo();
+    let hub = Hub::new(move |request| {
+        let mut response = answers.answer(request);
+        if request.path.ends_with("config.json") {
+            response.headers.retain(|(name, _)| name != "content-range");
+            response = response.header("content-range", "bytes 0-0/629145600");
+        }
+        response
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let run = download(&hub, cache.path()).run();
+    run.refused(65, "config.json: the hub announces 629145600 bytes; such a file has at most 1048576");
+    assert_eq!(hub.count("config.json"), 0);
+    // Not announced: it is broken off, and nothing is kept.
+    let (mut answers, content) = (repo(), large());
+    answers.files.insert("config.json".into(), content);
+    let hub = Hub::new(move |request| {
+        let mut response = answers.answer(request);
+        response.headers.retain(|(name, _)| name != "content-range");
+        response
+    });
+    let cache = tempfile::tempdir().unwrap();
+    download(&hub, cache.path()).run().refused(65, "config.json: the hub sent more than the 1048576 bytes");
+    let left: Vec<_> = files(cache.path()).into_iter().filter(|f| f.extension().is_none_or(|e| e != "lock")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Weights of unknown size are not asked for: their kind has no limit.
+    let answers = repo();
+    let hub = Hub::new(move |request| {
+        let mut response = answers.answer(request);
+        if is_weights(request) {
+            response.headers.retain(|(name, _)| name != "content-range");
+        }
+        response
+    });
+    download(&hub, cache.path()).run().refused(65, "model.safetensors: the hub does not say how large it is");
+    assert_eq!(hub.count("model.safetensors"), 0);
+    // The description of the repository is a file as well.
+    let hub = Hub::new(|_| Response { status: 200, body: vec![b' '; 9 << 20], ..Response::default() });
+    download(&hub, cache.path()).run().refused(65, "the hub sent more than the 8388608 bytes");
+}
+
+#[test]
+fn the_token_goes_to_the_hub_alone() {
+    let cache = tempfile::tempdir().unwrap();
+    for endpoint in
+        ["http://localhost:x@127.0.0.2", "https://user:hf_secret@huggingface.co", "http://127.0.0.1@evil.org"]
+    {
+        let run = Interp::new().without_env("HF_HUB_OFFLINE").words("models download owner/name");
+        let run = run.env("HF_ENDPOINT", endpoint).env("HF_HUB_CACHE", cache.path()).env("HF_TOKEN", "hf_secret").run();
+        assert!(!run.stderr.contains("hf_secret"), "{}", run.stderr);
+        run.refused(2, "HF_ENDPOINT: the address names a user or a password");
+    }
+    let authorised = |hub: &Hub| hub.log().iter().filter(|r| r.headers.contains_key("authorization")).count();
+    // Led away and back again, a request has lost the token for good; so has the description of a repository.
+    let home = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let back = home.clone();
+    let elsewhere =
+        Hub::new(move |r| Response::status(302).header("location", format!("{}/back{}", back.lock().unwrap(), r.path)));
+    let (there, answers) = (elsewhere.address.clone(), repo());
+    let hub = Hub::new(move |request| match request.path.starts_with("/back") {
+        true => answers.answer(&Request { path: request.path["/back".len()..].into(), ..request.clone() }),
+        false => {
+            let content = answers.files.get(request.path.rsplit('/').next().unwrap_or("")).cloned().unwrap_or_default();
+            let away = Response::status(302).header("location", format!("{there}{}", request.path));
+            away.header("x-linked-etag", sha256_of(&content)).header("x-linked-size", content.len().to_string())
+        }
+    });
+    *home.lock().unwrap() = hub.address.clone();
+    download(&hub, cache.path()).env("HF_TOKEN", "hf_secret").run().ok();
+    assert_eq!(authorised(&elsewhere), 0);
+    for request in hub.log() {
+        assert_eq!(request.headers.contains_key("authorization"), !request.path.starts_with("/back"), "{request:?}");
+    }
+    // Plain http is for this machine: no proxy of the environment gets to see the token.
+    let (proxy, answers) = (Hub::new(|_| Response::status(500)), repo());
+    let hub = Hub::new(move |request| answers.answer(request));
+    let cache = tempfile::tempdir().unwrap();
+    let run = download(&hub, cache.path()).env("HF_TOKEN", "hf_secret");
+    run.env("http_proxy", &proxy.address).env("HTTP_PROXY", &proxy.address).env("ALL_PROXY", &proxy.address).run().ok();
+    assert!(proxy.log().is_empty() && authorised(&hub) > 0);
+}
+
+#[test]
+fn a_token_is_one_short_line_of_a_regular_file() {
+    let hub = Hub::new(|_| Response::status(500));
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let fifo = std::ffi::CString::new(at("fifo").to_str().unwrap()).unwrap();
+    // SAFETY: a valid C string and a mode.
+    #[allow(unsafe_code)]
+    let made = unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) };
+    assert_eq!(made, 0);
+    std::fs::write(at("large"), vec![b'a'; 5000]).unwrap();
+    std::fs::write(at("lines"), "hf_one\nhf_two\n").unwrap();
+    std::fs::write(at("bytes"), [0xFF, 0xFE, 0x00]).unwrap();
+    let cases = [
+        ("HF_TOKEN_PATH", at("fifo").into_os_string(), 66, "not a regular file"),
+        ("HF_TOKEN_PATH", "/dev/zero".into(), 66, "not a regular file"),
+        ("HF_TOKEN_PATH", dir.path().into(), 66, "a directory, where a file is wanted"),
+        ("HF_TOKEN_PATH", at("large").into_os_string(), 65, "larger than the 4096 bytes"),
+        ("HF_TOKEN_PATH", at("lines").into_os_string(), 2, "has characters that no token has"),
+        ("HF_TOKEN_PATH", at("bytes").into_os_string(), 2, "has characters that no token has"),
+        ("HF_TOKEN", "hf_secret\r\nX-Evil: 1".into(), 2, "HF_TOKEN has characters that no token has"),
+        ("HF_TOKEN", "hf_secret hf_other".into(), 2, "HF_TOKEN has characters that no token has"),
+        ("HUGGING_FACE_HUB_TOKEN", "\u{1b}[2J".into(), 2, "has characters that no token has"),
+    ];
+    for (variable, value, code, wanted) in cases {
+        let run = download(&hub, dir.path()).env(variable, &value).run();
+        assert!(!run.stderr.contains("hf_"), "{}", run.stderr);
+        run.refused(code, wanted);
+        // What asks no hub needs no token.
+        interp(&hub, dir.path()).env(variable, &value).words("models list").run().ok();
+    }
+    assert!(hub.log().is_empty());
+    // A token is read where Hugging Face keeps it, with the newline at its end.
+    std::fs::write(at("token"), "hf_good\n").unwrap();
+    let run = download(&hub, dir.path()).env("HF_TOKEN_PATH", at("token")).run();
+    assert_eq!(run.code, Some(75), "{}", run.stderr);
+    assert_eq!(hub.log()[0].headers["authorization"], "Bearer hf_good");
+}
+
+/// A cache with one repository as Hugging Face lays it out, without links.
+fn snapshot(cache: &Path, repo: &Repo) -> std::path::PathBuf {
+    let dir = cache.join("models--owner--name/snapshots").join(COMMIT);
+    std::fs::create_dir_all(&dir).unwrap();
+    for (name, content) in &repo.files {
+        std::fs::write(dir.join(name), content).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn links_lead_from_snapshots_to_blobs_and_nowhere_else() {
+    let (repo, outside) = (repo(), tempfile::tempdir().unwrap());
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let cache = tempfile::tempdir().unwrap();
+        let file = snapshot(cache.path(), &repo).join(name);
+        let victim = outside.path().join(name);
+        std::fs::rename(&file, &victim).unwrap();
+        std::os::unix::fs::symlink(&victim, &file).unwrap();
+        for offline in ["0", "1"] {
+            let run = Interp::new().words("models info owner/name").env("HF_HUB_CACHE", cache.path());
+            run.env("HF_HUB_OFFLINE", offline).run().refused(65, "out of its repository in the cache");
+        }
+        // As a blob of its own repository the same link is what Hugging Face makes.
+        let blobs = cache.path().join("models--owner--name/blobs");
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::rename(&victim, blobs.join(name)).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), &file).unwrap();
+        Interp::new().words("models info owner/name").env("HF_HUB_CACHE", cache.path()).run().ok();
+    }
+    // Nor is anything written through one.
+    for link in ["models--owner--name", "models--owner--name/blobs", "models--owner--name/snapshots", ".locks"] {
+        let cache = tempfile::tempdir().unwrap();
+        let victim = tempfile::tempdir().unwrap();
+        let path = cache.path().join(link);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(victim.path(), &path).unwrap();
+        let answers = repo.clone();
+        let hub = Hub::new(move |request| answers.answer(request));
+        download(&hub, cache.path()).run().refused(65, "out of its repository in the cache");
+        assert!(files(victim.path()).is_empty() && std::fs::read_dir(victim.path()).unwrap().count() == 0, "{link}");
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let locks = cache.path().join(".locks/models--owner--name");
+    std::fs::create_dir_all(&locks).unwrap();
+    let victim = outside.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    let lock = locks.join(format!("{}.lock", sha256_of(&repo.files["config.json"])));
+    std::os::unix::fs::symlink(&victim, lock).unwrap();
+    let hub = Hub::new(move |request| repo.answer(request));
+    let run = download(&hub, cache.path()).run();
+    assert_eq!(run.code, Some(73), "{}", run.stderr);
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[test]
+fn a_repository_without_a_tokenizer_works_with_another() {
+    let mut repo = repo();
+    let tokenizer = tempfile::tempdir().unwrap();
+    std::fs::write(tokenizer.path().join("tokenizer.json"), repo.files.remove("tokenizer.json").unwrap()).unwrap();
+    let hub = Hub::new(move |request| repo.answer(request));
+    let cache = tempfile::tempdir().unwrap();
+    let predict = || interp(&hub, cache.path()).words("predict --prompt hello --format json --model owner/name");
+    predict().arg("--tokenizer").arg(tokenizer.path()).run().ok();
+    let asked = hub.log().len();
+    predict().arg("--tokenizer").arg(tokenizer.path()).run().ok();
+    predict().words("--offline").arg("--tokenizer").arg(tokenizer.path()).run().ok();
+    interp(&hub, cache.path()).words("sites --model owner/name --offline").run().ok();
+    predict()
+        .words("--offline")
+        .run()
+        .refused(66, "owner/name: no tokenizer beside the model; name one with --tokenizer");
+    assert_eq!(hub.log().len(), asked, "what is in the cache is not asked for again");
+    // What is in the cache in part is not said to be absent from it.
+    std::fs::remove_file(cache.path().join("models--owner--name/snapshots").join(COMMIT).join("model.safetensors"))
+        .unwrap();
+    predict().words("--offline").run().refused(66, "not whole in the Hugging Face cache");
+    let other = interp(&hub, cache.path()).words("sites --offline --model owner/name@v2").run();
+    other.refused(66, &format!("no revision v2, only {COMMIT}"));
+}
+
+#[test]
+fn a_repository_with_pytorchs_weights_alone_is_converted() {
+    let mut repo = repo();
+    repo.files.remove("model.safetensors");
+    let torch = fixture("foreign/bin_sharded");
+    for entry in std::fs::read_dir(torch).unwrap() {
+        let entry = entry.unwrap();
+        repo.files.insert(entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
+    }
+    repo.files.remove("tokenizer.json"); // of another vocabulary
+    let hub = Hub::new(move |request| repo.answer(request));
+    let cache = tempfile::tempdir().unwrap();
+    interp(&hub, cache.path())
+        .words("sites --model owner/name")
+        .run()
+        .refused(66, "`interp models convert owner/name`");
+    let outcome = interp(&hub, cache.path()).words("models convert owner/name --out model").run().ok();
+    assert!(outcome.dir.path().join("model/model.safetensors").exists());
+    let asked = hub.log().len();
+    interp(&hub, cache.path()).words("models convert owner/name --out model --offline").run().ok();
+    assert_eq!(hub.log().len(), asked);
 }

@@ -1,5 +1,6 @@
 //! Activation datasets are read back as they were written, in every layout, and only if they are what was written.
 
+mod common;
 #[path = "common/place.rs"]
 mod place;
 #[path = "common/process.rs"]
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
+use common::gate;
 use half::f16;
 use interp::Error;
 use interp::dataset::manifest::Manifest;
@@ -21,7 +23,7 @@ use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadat
 use process::Interp;
 
 const LINES: &str = r#"{"text": "Mary went to the shop", "kind": "place", "score": 1.3333333333333335, "n": 3, "good": true}
-{"text": "The key near the doors is", "kind": "Schlüssel", "score": null, "n": -4, "good": false}
+{"text": "The key near the doors is", "kind": "Schlüssel", "score": -0.0, "n": -4, "good": false}
 "#;
 
 /// A dataset of two documents with labels, below `name`.
@@ -164,7 +166,7 @@ fn archives_of_numpy_hold_the_same() {
     let scores = scores.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap()));
     let mut known = wanted.column("score").unwrap().f64().unwrap().iter().zip(scores);
     assert_eq!(kind, "<f8");
-    assert!(known.all(|(want, found)| want.map_or(found.is_nan(), |want| want == found)));
+    assert!(known.all(|(want, found)| want.map(f64::to_bits) == Some(found.to_bits())));
     assert_eq!(npy(&arrays["good"]).0, "|b1");
     Interp::new().words("export verify").arg(place.path("half")).run().ok();
 }
@@ -250,8 +252,8 @@ fn whole_sequences_for_saelens() {
     let found: Vec<u32> = matrices.concat().iter().map(|x| x.to_bits()).collect();
     let values = bits(&wanted, "resid_post.2").1;
     // The last batch of the other export has a sequence more, and may round otherwise.
-    let near = |a: &u32, b: &u32| (f32::from_bits(*a) - f32::from_bits(*b)).abs() < 1e-4;
-    assert!(found.iter().zip(&values).all(|(a, b)| near(a, b)));
+    let numbers = |bits: &[u32]| bits.iter().map(|x| f64::from(f32::from_bits(*x))).collect::<Vec<f64>>();
+    gate::assert_agree("sequences", &numbers(&found), &numbers(&values[..found.len()]), gate::F32);
     let tokens: Vec<u32> = ids.concat().iter().map(|id| *id as u32).collect();
     assert_eq!(tokens, u32s(&wanted, "token_id")[..tokens.len()]);
     let file = |name: &str| -> serde_json::Value {
@@ -273,20 +275,5 @@ fn whole_sequences_for_saelens() {
         ("--layout npy", "there are parquet, npz, safetensors, saelens"),
     ] {
         export("no", options).run().refused(2, wanted);
-    }
-}
-
-#[test]
-fn arrays_cannot_leave_out_a_label() {
-    let place = Place::new(1);
-    std::fs::write(
-        place.path("gaps.jsonl"),
-        "{\"text\": \"Mary\", \"kind\": \"a\"}\n{\"text\": \"John\", \"kind\": null}\n",
-    )
-    .unwrap();
-    for layout in ["npz", "safetensors"] {
-        let command = Interp::new().words("export --site z.0 --label kind -q --layout").arg(layout).words("--file");
-        let run = command.arg(place.path("gaps.jsonl")).words("--out").arg(place.path(layout)).run();
-        run.refused(2, "`kind` is missing in 1 rows, which arrays cannot say");
     }
 }

@@ -9,14 +9,13 @@ mod process;
 
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use candle_core::DType;
-use common::{fixture, load, values};
+use common::{fixture, gate, load, values};
 use interp::ops::Gelu;
 use interp::recipe::{DataRecipe, Learned};
 use interp::texts::Texts;
-use interp::weights::{NanoGpt, read_small, read_text};
+use interp::weights::{Hints, TorchModel, read_small, read_text};
 use interp::{Gpt2, Tokenizer, Tokens};
 use process::{Interp, Outcome};
 use serde_json::Value;
@@ -30,18 +29,23 @@ fn expected() -> Value {
 fn distance(model: &Gpt2, expected: &Value) -> f64 {
     let ids = expected["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     let logits = model.forward(&Tokens::from_ids(vec![ids]).unwrap()).unwrap().squeeze(0).unwrap();
-    let mut largest: f64 = 0.0;
+    let (mut largest, mut size): (f64, f64) = (0.0, 0.0);
     for (row, wanted) in expected["logits"].as_array().unwrap().iter().enumerate() {
         let found = values(&logits.get(row).unwrap());
         let differences = found.iter().zip(wanted.as_array().unwrap()).map(|(x, y)| (x - y.as_f64().unwrap()).abs());
         largest = differences.fold(largest, f64::max);
+        size = size.max(gate::size(found));
     }
-    largest
+    largest / size
 }
 
 fn agrees(model: &Gpt2, expected: &Value) {
     let largest = distance(model, expected);
-    assert!(largest < 1e-5, "logits differ by {largest}");
+    assert!(largest <= gate::F32, "logits differ by {largest:e} of the largest");
+}
+
+fn open(path: &Path, activation: Gelu) -> interp::Result<TorchModel> {
+    TorchModel::open(&[path.to_path_buf()], &Hints { activation: Some(activation), ..Hints::default() })
 }
 
 fn convert(checkpoint: impl AsRef<Path>) -> Interp {
@@ -51,10 +55,10 @@ fn convert(checkpoint: impl AsRef<Path>) -> Interp {
 #[test]
 fn checkpoints_have_pytorchs_logits() {
     for (name, expected) in expected().as_object().unwrap() {
-        let open = || NanoGpt::open(&fixture("nanogpt").join(name), Gelu::Erf).unwrap();
-        assert!(open().steps().is_some());
-        agrees(&open().load().unwrap(), expected);
-        let mut trimmed = open();
+        let checkpoint = || open(&fixture("nanogpt").join(name), Gelu::Erf).unwrap();
+        assert!(checkpoint().steps().is_some());
+        agrees(&checkpoint().load().unwrap(), expected);
+        let mut trimmed = checkpoint();
         let rows = trimmed.trim_padding();
         assert_eq!(rows, if name == "padded/ckpt.pt" { 47 } else { 0 }, "{name}");
         let vocabulary = trimmed.config().vocab_size;
@@ -64,8 +68,8 @@ fn checkpoints_have_pytorchs_logits() {
     }
     // The two forms of GELU are different models, so the choice must reach the weights' use.
     let expected = &expected()["compiled/ckpt.pt"];
-    let tanh = NanoGpt::open(&fixture("nanogpt/compiled/ckpt.pt"), Gelu::Tanh).unwrap().load().unwrap();
-    assert!(distance(&tanh, expected) > 1e-4);
+    let tanh = open(&fixture("nanogpt/compiled/ckpt.pt"), Gelu::Tanh).unwrap().load().unwrap();
+    assert!(distance(&tanh, expected) > 2.0 * gate::F32, "{:e}", distance(&tanh, expected));
 }
 
 #[test]
@@ -95,6 +99,19 @@ fn written(model: &Path, start: &str, more: usize) -> String {
     let outcome = command.arg("--max-new-tokens").arg(more.to_string()).run().ok();
     let answer: Value = serde_json::from_str(&outcome.stdout).unwrap();
     answer["rows"][0]["text"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn a_checkpoint_describes_itself_whatever_lies_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ckpt.pt");
+    std::fs::write(dir.path().join("config.json"), "{\"learning_rate\": 1}").unwrap();
+    std::fs::copy(fixture("nanogpt/half/ckpt.pt"), &path).unwrap();
+    let outcome = convert(&path).run().ok();
+    agrees(&load(&outcome.dir.path().join("model"), DType::F32), &expected()["half/ckpt.pt"]);
+    // A state_dict does not: there the file counts, and its fault.
+    std::fs::copy(fixture("nanogpt/refused/bare.pt"), &path).unwrap();
+    convert(&path).words("--activation gelu").run().refused(65, "config.json: model_type is missing");
 }
 
 #[test]
@@ -153,7 +170,7 @@ fn a_character_model_is_trained_from_scratch() {
     refuse("--set tokenizer=characters --set vocab_size=9", 2, "vocab_size is 9, but the tokenizer has 18");
     refuse("", 2, "say of how many entries with --set vocab_size=N");
     refuse("--set vocab_size=20", 2, "at least 258");
-    refuse("--set tokenizer=words", 2, "unknown variant `words`");
+    refuse("--set tokenizer=words", 2, "there is no value `words`, the nearest is `bpe`");
 }
 
 #[test]
@@ -162,15 +179,15 @@ fn a_bpe_is_learned_from_the_training_text() {
     let texts = Texts::read(&data, Path::new("")).unwrap();
     let tokenizer = texts.tokenizer(None, 280).unwrap();
     assert_eq!(tokenizer.vocab_size(), 280);
-    let (train, _) = texts.clone().encode(&tokenizer).unwrap();
+    let (train, _) = texts.clone().encode(&tokenizer, false).unwrap();
     assert!(train.len() < 1200, "{} tokens for 2,160 characters", train.len());
     let characters = texts.tokenizer(Some(Learned::Characters), 0).unwrap();
     assert!(characters.is_of_characters() && characters.end_of_text().is_none());
     // What is written is what is read: a vocabulary of characters survives its file.
     let json = characters.to_json().unwrap();
     let again = Tokenizer::from_json(json.as_bytes(), Path::new("tokenizer.json")).unwrap();
-    let (ids, _) = texts.clone().encode(&characters).unwrap();
-    assert_eq!(texts.encode(&again).unwrap().0, ids);
+    let (ids, _) = texts.clone().encode(&characters, false).unwrap();
+    assert_eq!(texts.encode(&again, false).unwrap().0, ids);
     assert!(again.decode(&ids).starts_with("The cat sat on the mat.\nA dog ran home!\n"));
 }
 
@@ -180,12 +197,22 @@ fn what_is_no_checkpoint_is_refused_with_what_differs() {
         ("strange.pt", "ln_f.weight has shape [9] instead of [8]"),
         ("strange.pt", "missing wpe.weight"),
         ("strange.pt", "unexpected h.0.attn.rotary.weight"),
-        ("view.pt", "h.0.mlp.c_fc.weight is no tensor of weights"),
-        ("bare.pt", "no `model_args` in it"),
-        ("legacy.pt", "not a zip archive"),
-        ("code.pt", "calls `__main__.Gpt`"),
+        ("code.pt", "calls `__main__.Gpt`, which weights have no use for; it is not read: save the state_dict alone"),
     ] {
         convert(fixture("nanogpt/refused").join(name)).run().refused(65, wanted);
+    }
+    // A view in steps of its own is read as what it is, ones here.
+    let outcome = convert(fixture("nanogpt/refused/view.pt")).run().ok();
+    let model = load(&outcome.dir.path().join("model"), DType::F32);
+    let (_, ones) = model.tensors().into_iter().find(|(name, _)| name == "h.0.mlp.c_fc.weight").unwrap();
+    assert!(values(ones).iter().all(|x| *x == 1.0));
+    for name in ["bare.pt", "legacy.pt"] {
+        let state = fixture("nanogpt/refused").join(name);
+        convert(&state).run().refused(2, "does not say which activation the model has: name it with --activation");
+        convert(&state).words("--activation gelu").run().refused(2, "name them with --heads N");
+        convert(&state).words("--activation gelu --heads 3").run().refused(65, "n_embd 8 is not divisible by n_head 3");
+        let outcome = convert(&state).words("--activation gelu --heads 1").run().ok();
+        agrees(&load(&outcome.dir.path().join("model"), DType::F32), &expected()["half/ckpt.pt"]);
     }
     convert("absent.pt").run().refused(66, "absent.pt: no such file");
     let wrong = convert(fixture("nanogpt/char/ckpt.pt")).arg("--tokenizer").arg("absent").run();
@@ -197,6 +224,22 @@ fn what_is_no_checkpoint_is_refused_with_what_differs() {
         .arg(fixture("nanogpt/char/ckpt.pt"))
         .run()
         .refused(65, "interp models convert");
+}
+
+#[test]
+fn a_vocabulary_that_takes_too_much_memory_ends_its_own_reader_alone() {
+    // Eight million empty lists in a file of eight megabytes.
+    let mut bomb = b"\x80\x02".to_vec();
+    bomb.extend(std::iter::repeat_n(b']', 8_000_000));
+    bomb.push(b'.');
+    let data = tempfile::tempdir().unwrap();
+    std::fs::write(data.path().join("meta.pkl"), &bomb).unwrap();
+    std::fs::write(data.path().join("train.bin"), [0; 64]).unwrap();
+    let wanted = "meta.pkl: reading it took more memory or time than it should";
+    let train = Interp::new().words("train --out run --set n_layer=1 --file").arg(data.path());
+    train.run().refused(65, wanted);
+    let meta = data.path().join("meta.pkl");
+    convert(fixture("nanogpt/char/ckpt.pt")).arg("--meta").arg(&meta).run().refused(65, wanted);
 }
 
 /// An archive as torch.save writes it, with any pickle in it.
@@ -217,9 +260,10 @@ fn a_hostile_pickle_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let marker = dir.path().join("marker");
     let refuse = |name: &str, pickle: &[u8], wanted: &str| {
-        let outcome = convert(archive(dir.path(), pickle)).limit_memory(3 << 30).run();
+        // Processor time: the slowest takes a second of it, and one that grew with what is promised would take hours.
+        let outcome = convert(archive(dir.path(), pickle)).limit_memory(3 << 30).limit_cpu(50).run();
         println!("{name}: {}", outcome.stderr.trim_end());
-        assert!(outcome.refused(65, wanted).took < Duration::from_secs(5), "{name}");
+        outcome.refused(65, wanted);
     };
     let touch = format!("touch {}", marker.display());
     let mut payload = b"\x80\x02cposix\nsystem\nX".to_vec();
@@ -228,17 +272,17 @@ fn a_hostile_pickle_harms_nobody() {
     payload.extend(b"\x85R.");
     refuse("a command", &payload, "calls `posix.system`");
     assert!(!marker.exists());
-    refuse("short arguments", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "no `model_args` in it");
+    refuse("short arguments", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "no weights in it");
     let mut nested = b"\x80\x02)".to_vec();
     nested.extend(std::iter::repeat_n(0x85, 2_000_000));
     nested.push(b'.');
-    refuse("two million tuples in each other", &nested, "no `model_args` in it");
+    refuse("two million tuples in each other", &nested, "no weights in it");
     let mut doubled = b"\x80\x02)q\x00".to_vec();
     for i in 0..28 {
         doubled.extend([b'h', i, b'h', i, 0x86, b'q', i + 1]);
     }
     doubled.push(b'.');
-    refuse("doubled 28 times", &doubled, "no `model_args` in it");
+    refuse("doubled 28 times", &doubled, "no weights in it");
     refuse("a text of 4 GB", b"\x80\x02X\xff\xff\xff\xff", "ends where 4294967295 more bytes should be");
     let weights = |size: i32| {
         let mut pickle =
@@ -260,7 +304,7 @@ fn a_hostile_pickle_harms_nobody() {
         pickle.extend(b"uu.");
         pickle
     };
-    refuse("weights without end", &weights(i32::MAX), "wte.weight is no tensor of weights");
+    refuse("weights without end", &weights(i32::MAX), "no weights in it");
     refuse("one weight", &weights(1), "missing wpe.weight");
     let mut compressed = std::fs::read(archive(dir.path(), b"\x80\x02N.")).unwrap();
     let central = compressed.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
@@ -275,12 +319,12 @@ fn a_hostile_pickle_harms_nobody() {
     let path = dir.path().join("damaged.pt");
     for cut in (0..good.len()).step_by(97) {
         std::fs::write(&path, &good[..cut]).unwrap();
-        assert!(NanoGpt::open(&path, Gelu::Erf).and_then(NanoGpt::load).is_err(), "cut at {cut}");
+        assert!(open(&path, Gelu::Erf).and_then(TorchModel::load).is_err(), "cut at {cut}");
     }
     for at in (0..good.len()).step_by(3) {
         let mut bytes = good.clone();
         bytes[at] ^= 0x41;
         std::fs::write(&path, bytes).unwrap();
-        let _ = NanoGpt::open(&path, Gelu::Erf).and_then(NanoGpt::load);
+        let _ = open(&path, Gelu::Erf).and_then(TorchModel::load);
     }
 }

@@ -7,6 +7,7 @@ mod process;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use common::gate;
 use interp::answers::{Answered, answers};
 use interp::metric::Metric;
 use interp::pair::Pair;
@@ -172,8 +173,10 @@ fn tiny_answers_its_sets() {
             let (clean, corrupt) = (logits(pair.clean()), logits(pair.corrupt()));
             let of = |end: &[f32]| Metric::ALL.map(|metric| metric.of(end, &clean, pair.target()));
             let both = |a: &Answered| [a.clean.clone(), a.corrupt.clone()].concat();
+            // Metrics of logits: differences of them, probabilities and ranks.
+            let size = gate::size(clean.iter().copied().map(f64::from)).max(1.0);
             for (found, wanted) in both(answered).iter().zip(of(&clean).into_iter().chain(of(&corrupt))) {
-                assert!((found - wanted).abs() < 1e-4 * (1.0 + wanted.abs()), "{name}: {found} {wanted}");
+                assert!(gate::agree(*found, wanted, gate::F32, size), "{name}: {found} {wanted}");
             }
         }
     }
@@ -259,7 +262,7 @@ fn malformed_sets_say_what_is_wrong() {
         ("b = \"animal\"", "b = \"beast\"", "there is no class `beast`"),
         ("b = \"animal\"", "b = \"animal\"\nc = \"animal\"\nd = \"animal\"", "slot d: its class has too few rows"),
         ("b = \"animal\"", "b = { class = \"animal\", from = 0, to = 0 }", "slot b: its class has too few rows"),
-        ("[[corrupt]]", "[corrupt]", "line 21: invalid type: map, expected a sequence"),
+        ("[[corrupt]]", "[corrupt]", "line 21: expected a list, found map"),
         ("\" {b.sound}\"", "{ class = \"animal\", up_to = \"c\" }", "there is no slot or role `c`"),
         ("\" {b.sound}\"", "{ class = \"place\", up_to = \"b\" }", "slot `b` does not draw from class `place`"),
         ("\" {b.sound}\"", "{ class = \"place\", after = \"place\" }", "no row comes after the last"),
@@ -279,26 +282,110 @@ fn malformed_sets_say_what_is_wrong() {
 fn wrong_requests_say_what_to_do() {
     let line = r#"{"clean": "Mary", "corrupt": "John", "answer": " a", "wrong": " b"}"#;
     let command = |words: &str| Interp::new().words(words).run();
-    command("pairs tiny-io").refused(2, "there is no set of pairs `tiny-io`; there are ioi, greater-than");
+    command("pairs tiny-io").refused(2, "there is no set of pairs `tiny-io`");
     command("pairs tiny-ioi --template 52").refused(2, "template 52 is out of range 0..=51");
-    command("pairs tiny-ioi --corruption none").refused(2, "there is no corruption `none`; there are swap, abc");
+    command("pairs tiny-ioi --corruption none").refused(2, "there is no corruption `none`, the nearest is `");
     command("pairs tiny-ioi --num-pairs 0").refused(2, "--num-pairs");
     command("pairs --num-pairs 3").refused(2, "--num-pairs goes with a set");
     command("pairs nowhere.toml").refused(66, "nowhere.toml");
     command("pairs --format csv").refused(2, "use --format json");
     command("patch --pairs tiny-ioi --clean a --answer b --wrong c").refused(2, "cannot be used with");
     command("pairs ioi").refused(2, "a pair of ioi does not suit this model (the set is written for gpt2)");
-    for option in ["--num-pairs 3", "--corruption swap", "--template 0", "--right-only"] {
-        let name = option.split(' ').next().unwrap();
-        of_file("pairs.jsonl", line, option).refused(2, &format!("{name} goes with a set"));
-    }
+    of_file("pairs.jsonl", line, "--template 0").refused(2, "--template goes with a set");
+    of_file("pairs.jsonl", line, "--num-pairs 3").refused(2, "pairs.jsonl holds 1 pairs");
+    of_file("pairs.jsonl", line, "--corruption swap").refused(2, "no corruption `swap`; there are the plain one");
     let patch = Interp::new().words("patch --num-pairs 3 --clean a --corrupt b --answer c --wrong d").run();
     patch.refused(2, "--num-pairs goes with --pairs");
     of_file("pairs.jsonl", "", "").refused(65, "holds no pair");
-    of_file("pairs.jsonl", &line.replace("\"wrong\"", "\"worse\""), "").refused(65, "line 1: unknown field `worse`");
-    of_file("pairs.jsonl", &line.replace("\" b\"", "[]"), "").refused(2, "a pair needs an answer and a wrong answer");
+    of_file("pairs.jsonl", &line.replace("\"wrong\"", "\"worse\""), "")
+        .refused(65, "line 1: there is a field `answer`, but no `wrong`");
+    of_file("pairs.jsonl", &line.replace("\" b\"", "[]"), "")
+        .refused(65, "line 1: `wrong` is no text and no list of texts");
     of_file("pairs.jsonl", &format!("{line}\n{}", line.replace("John", "Mary")), "").refused(2, "pair 1: ");
     of_file("pairs.jsonl", &line.replace("\" b\"", "[\" b\", \" a\"]"), "").refused(2, "the same token");
+}
+
+/// Three pairs that `tiny` answers, as lines with labels.
+fn labelled() -> String {
+    let topics = ["sea", "hill", "sea"];
+    let line = |(i, (a, b)): (usize, (&str, &str))| {
+        let prompt = |giver| format!("When {a} and {b} went to the shop, {giver} gave a drink to");
+        serde_json::json!({
+            "clean": prompt(b), "corrupt": prompt(a), "answer": format!(" {a}"), "wrong": format!(" {b}"),
+            "topic": topics[i], "id": i, "share": 0.5 * i as f64, "prob": "mine", "tags": ["x", i],
+            "known": i == 1,
+        })
+        .to_string()
+    };
+    [("Mary", "John"), ("Tom", "Anna"), ("Lucy", "Peter")]
+        .into_iter()
+        .enumerate()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn a_list_of_pairs_keeps_its_labels_and_gives_as_many_as_are_asked_for() {
+    let rows = |name: &str, text: &str, options: &str| -> Vec<serde_json::Value> {
+        let outcome = of_file(name, text, &format!("{options} --format json")).ok();
+        let out: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+        out["rows"].as_array().unwrap().clone()
+    };
+    let all = rows("pairs.jsonl", &labelled(), "");
+    assert_eq!(all.len(), 3);
+    assert_eq!((&all[1]["topic"], &all[1]["id"], &all[1]["share"]), (&"hill".into(), &1.into(), &0.5.into()));
+    assert_eq!(
+        (&all[1]["known"], &all[1]["tags"], &all[1]["label_prob"]),
+        (&true.into(), &"[\"x\",1]".into(), &"mine".into())
+    );
+    assert!(all[1]["prob"].is_f64(), "a label does not take the place of a column");
+    let two = rows("pairs.jsonl", &labelled(), "--num-pairs 2");
+    let of = |rows: &[serde_json::Value]| -> Vec<[serde_json::Value; 4]> {
+        rows.iter().map(|row| ["pair", "clean", "id", "topic"].map(|key| row[key].clone())).collect()
+    };
+    assert_eq!(of(&two), of(&all[..2]), "the first ones");
+    // An array is as good as lines, whatever the name of the file.
+    let array = format!("[{}]", labelled().replace('\n', ","));
+    assert_eq!(of(&rows("pairs.json", &array, "")), of(&all));
+    let run = of_file("pairs.jsonl", &labelled(), "--num-pairs 2").ok().record();
+    assert_eq!(run["pairs"][1]["labels"]["topic"], "hill");
+}
+
+#[test]
+fn the_files_of_eap_ig_and_mib_are_pairs() {
+    let tokenizer = embedded::tokenizer().unwrap();
+    let id = |text: &str| tokenizer.encode(text, PLAIN).unwrap()[0];
+    let prompt = |giver: &str| format!("When Mary and John went to the shop, {giver} gave a drink to");
+    let (clean, swapped, other) = (prompt("John"), prompt("Mary"), prompt("Anna"));
+    let csv = format!(
+        ",clean,corrupted,corrupted_hard,correct_idx,incorrect_idx\n826,\"{clean}\",\"{other}\",\"{swapped}\",{},{}\n",
+        id(" Mary"),
+        id(" John")
+    );
+    let mib = serde_json::json!([{
+        "prompt": clean, "metadata": { "indirect_object": "Mary", "subject": "John" }, "choices": ["Mary", "John"],
+        "answerKey": 0, "s2_io_flip_counterfactual": { "prompt": swapped }, "abc_counterfactual": { "prompt": other },
+    }]);
+    let plain = |corrupt: &str| {
+        serde_json::json!({ "clean": clean, "corrupt": corrupt, "answer": " Mary", "wrong": " John" }).to_string()
+    };
+    let numbers = |name: &str, text: &str, options: &str| {
+        let outcome = of_file(name, text, &format!("{options} --format json")).ok();
+        let out: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+        let row = &out["rows"][0];
+        ["answer", "wrong", "corrupt", "logit_diff", "corrupt_logit_diff", "prob"].map(|key| row[key].clone())
+    };
+    let (of_swapped, of_other) = (numbers("a.jsonl", &plain(&swapped), ""), numbers("a.jsonl", &plain(&other), ""));
+    assert_eq!(numbers("ioi.csv", &csv, ""), of_other);
+    assert_eq!(numbers("ioi.csv", &csv, "--corruption hard"), of_swapped);
+    assert_eq!(numbers("ioi.json", &mib.to_string(), ""), of_swapped);
+    assert_eq!(numbers("ioi.json", &mib.to_string(), "--corruption abc"), of_other);
+    of_file("ioi.csv", &csv.replace(&format!(",{}", id(" Mary")), ",50000"), "")
+        .refused(2, "50000 is no token of this model");
+    // One pair has numbers, and no interval around them.
+    let text = of_file("a.jsonl", &plain(&swapped), "").ok().stdout;
+    assert!(text.contains("logit difference") && !text.contains('['), "{text}");
 }
 
 #[test]

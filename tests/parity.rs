@@ -8,7 +8,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use common::{fixture, load, max_difference, parity_model, values};
+use common::{fixture, gate, load, parity_model};
 use interp::{Plan, Site, Tokens, ops};
 
 const MODELS: [&str; 5] = ["wide", "thin", "one", "untied", "headed"];
@@ -50,8 +50,8 @@ fn every_site_and_the_logits_agree_within_1e_4() {
                 let copies = peer.unsqueeze(2).and_then(|peer| peer.broadcast_as(read.dims()));
                 let peer =
                     if site.is_on_request() && !matches!(site, Site::Result(_)) { &copies.unwrap() } else { peer };
-                let difference = max_difference(read, peer);
-                assert!(difference <= 1e-4, "{name}, {length} tokens, {site}: differs by {difference:e}");
+                let difference = gate::apart(read, peer);
+                assert!(difference <= gate::PROMISED, "{name}, {length} tokens, {site}: differs by {difference:e}");
                 if difference > worst.0 {
                     worst = (difference, format!("{name}, {length} tokens, {site}"));
                 }
@@ -74,7 +74,7 @@ fn no_hook_of_transformer_lens_is_missing() {
 }
 
 #[test]
-fn per_token_losses_agree_within_1e_5() {
+fn per_token_losses_agree() {
     for name in MODELS {
         let model = parity_model(name);
         for (length, expected) in expected(name).into_iter().filter(|(length, _)| *length > 1) {
@@ -83,8 +83,8 @@ fn per_token_losses_agree_within_1e_5() {
             let targets = (0..tokens.len()).flat_map(|p| tokens.row(p)[1..].to_vec()).collect();
             let losses = ops::cross_entropy(&logits.flatten_to(1).unwrap(), targets).unwrap();
             let peer = expected["losses"].flatten_all().unwrap();
-            let difference = max_difference(&losses, &peer);
-            assert!(difference <= 1e-5, "{name}, {length} tokens: losses differ by {difference:e}");
+            let difference = gate::apart(&losses, &peer);
+            assert!(difference <= gate::F32, "{name}, {length} tokens: losses differ by {difference:e}");
         }
     }
 }
@@ -97,23 +97,22 @@ fn f64_agrees_more_closely_than_f32_could() {
         let longest = expected(name).into_values().next_back().unwrap();
         let peer = &longest["logits"];
         let (a, b) = (single.forward(&tokens(&longest)).unwrap(), double.forward(&tokens(&longest)).unwrap());
-        let difference = max_difference(&b, peer);
-        assert!(difference <= 2e-5, "{name}: f64 logits differ from the peer's f32 by {difference:e}");
-        assert!(max_difference(&a, &b) <= 2e-5, "{name}: our f32 differs from our f64");
+        let difference = gate::apart(&b, peer);
+        assert!(difference <= gate::F32, "{name}: f64 logits differ from the peer's f32 by {difference:e}");
+        assert!(gate::apart(&a, &b) <= gate::F32, "{name}: our f32 differs from our f64");
     }
 }
 
 #[test]
 fn half_precision_stays_within_its_bound() {
     // Weights and activations rounded to 8 (bf16) or 11 (f16) bits; sums in f32.
-    for (dtype, bound) in [(DType::F16, 4e-3), (DType::BF16, 3e-2)] {
+    for (dtype, bound) in [(DType::F16, gate::F16), (DType::BF16, gate::BF16)] {
         for name in MODELS {
             let model = load(&fixture("parity").join(name), dtype);
             let longest = expected(name).into_values().next_back().unwrap();
             let logits = model.forward(&tokens(&longest)).unwrap();
             assert_eq!(logits.dtype(), dtype);
-            let scale = values(&longest["logits"]).into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-            let difference = max_difference(&logits, &longest["logits"]) / scale;
+            let difference = gate::apart(&logits, &longest["logits"]);
             assert!(difference <= bound, "{name} in {dtype:?}: logits differ by {difference:e} of their scale");
         }
     }

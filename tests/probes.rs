@@ -184,7 +184,7 @@ fn text_and_dataset_give_the_same_numbers() {
         assert!(text.height() > 50 && text.equals_missing(&data), "{options}");
     }
     let probe = |words: &str| Interp::new().words("probe -q").words(words).words("--data").arg(path("data"));
-    probe("--label topic").run().refused(2, "the dataset has no column `topic`; it has prompt, document");
+    probe("--label topic").run().refused(2, "there is no column `topic`");
     probe("--label giver --site z.0").run().refused(2, "has no site `z.0`; it has resid_pre.0, resid_post.1, z.3");
     let plan = std::fs::read_to_string(path("data").join("plan.json")).unwrap();
     std::fs::write(path("data").join("plan.json"), plan.replacen("\"weights\": [", "\"weights\": [\"a\",", 1)).unwrap();
@@ -209,11 +209,7 @@ fn wrong_requests_say_what_to_do() {
     let with = |path: &Path, words: &str| Interp::new().words("probe --file").arg(path).words(words);
     for (command, code, wanted) in [
         (Interp::new().words("probe"), 2, "no rows: name a task"),
-        (
-            Interp::new().words("probe nothing"),
-            66,
-            "there is no task or file `nothing`; the tasks are number, sentiment",
-        ),
+        (Interp::new().words("probe nothing"), 66, "there is no task or file `nothing`"),
         (Interp::new().words("probe").arg(&task), 65, "task.toml: line 1"),
         (Interp::new().words("probe tiny-number --site resid_post.9"), 2, "layer 9 is out of range"),
         (Interp::new().words("probe tiny-number --site pattern.0"), 2, "has no vector per position"),
@@ -229,7 +225,7 @@ fn wrong_requests_say_what_to_do() {
             75,
             "probing 20000 rows at 7 sites needs",
         ),
-        (with(&one, "--label a --at middle"), 2, "there are first, last and all"),
+        (with(&one, "--label a --at middle"), 2, "there are first, last, all"),
         (with(&one, ""), 2, "--label"),
     ] {
         command.run().refused(code, wanted);

@@ -196,8 +196,7 @@ fn rows_that_were_fitted_are_not_judged() {
     eval("tiny-sentiment")
         .refused(2, "there are probes of several tasks, tiny-number, tiny-giver; name one with --probe");
     eval("tiny-sentiment --probe tiny-number").refused(2, "knows no class `blame`; it has plural, singular");
-    eval("tiny-number --probe next")
-        .refused(2, "there are no probes of `next`; there are those of tiny-number, tiny-giver");
+    eval("tiny-number --probe next").refused(2, "there is no task with saved probes `next`");
     eval("tiny-number --site resid_post.2").refused(2, "no probe at resid_post.2; it has resid_post.1, resid_post.3");
     eval("tiny-number --dtype bf16").refused(65, "give --dtype f32");
     eval("tiny-number --bos no").refused(65, "give --bos yes");

@@ -7,7 +7,7 @@ mod common;
 mod process;
 
 use candle_core::{DType, Device};
-use common::{fixture, noise, small_config, values};
+use common::{fixture, gate, noise, small_config, values};
 use interp::direction::{self, Direction, Method, Pool, contrast, from_prompts};
 use interp::generate::{self, generate};
 use interp::sampling::Sampling;
@@ -27,19 +27,21 @@ fn directions_are_numpys() {
             let found = contrast(&set("positive"), &set("negative"), method).unwrap().unwrap();
             let wanted = values(&expected[&format!("{name}.{method}")]);
             for (x, y) in found.unit.iter().zip(&wanted) {
-                assert!((x - y).abs() < 1e-5, "{name} {method}: {x} instead of {y}");
+                // Of a direction of length 1.
+                assert!(gate::agree(*x, *y, gate::F32, 1.0), "{name} {method}: {x} instead of {y}");
             }
             let numbers = values(&expected[&format!("{name}.{method}.numbers")]);
-            assert!((found.length - numbers[0]).abs() < 1e-4, "{name} {method}: {}", found.length);
+            let agree = gate::agree(found.length, numbers[0], gate::F32, numbers[0]);
+            assert!(agree, "{name} {method}: {}", found.length);
             assert_eq!(found.explained.is_none(), method == Method::Mean);
-            assert!((found.explained.unwrap_or(-1.0) - numbers[1]).abs() < 1e-5, "{name} {method}");
+            assert!(gate::agree(found.explained.unwrap_or(-1.0), numbers[1], gate::F32, 1.0), "{name} {method}");
         }
         // The other way round the direction is the opposite.
         let (there, back) = (
             contrast(&set("positive"), &set("negative"), Method::Pca).unwrap().unwrap(),
             contrast(&set("negative"), &set("positive"), Method::Pca).unwrap().unwrap(),
         );
-        assert!(there.unit.iter().zip(&back.unit).all(|(a, b)| (a + b).abs() < 1e-9));
+        assert!(there.unit.iter().zip(&back.unit).all(|(a, b)| gate::agree(*a, -b, gate::F32, 1.0)));
     }
     let rows = |n: usize| vec![vec![1.0_f32, 2.0]; n];
     assert_eq!(contrast(&rows(3), &rows(2), Method::Mean).unwrap(), None);
@@ -70,7 +72,8 @@ fn a_direction_is_between_the_pooled_activations() {
             let (a, b, c) = (one(&[1, 2, 3, 4]), one(&[5, 6]), one(&[7, 8, 9]));
             for (i, unit) in found[0].unit.iter().enumerate() {
                 let wanted = (a[i] + b[i]) / 2.0 - c[i];
-                assert!((f64::from(*unit) * found[0].length - wanted).abs() < 1e-5, "{site} {pool}");
+                let of_it = f64::from(*unit) * found[0].length;
+                assert!(gate::agree(of_it, wanted, gate::F32, found[0].length), "{site} {pool}");
             }
         }
     }
@@ -195,7 +198,7 @@ fn strength_0_is_plain_generation_and_numbers_are_the_models_own() {
             let wanted = plain.column("logprob").unwrap().f64().unwrap().get(i).unwrap();
             let found = logprobs.get(first + i).unwrap();
             // Without an edit the writer's own log-probabilities are those of the unsteered model; with one they are not.
-            assert_eq!((found - wanted).abs() < 1e-3, edits.is_empty(), "{found} {wanted}");
+            assert_eq!(gate::agree(found, wanted, gate::F32, wanted.abs()), edits.is_empty(), "{found} {wanted}");
         }
     }
     let again = sentiment.steer(&directions, &sampled(0));
@@ -231,9 +234,9 @@ fn units_say_what_a_strength_is() {
     let sentiment = Sentiment::new();
     let direction = &sentiment.directions(&[Site::ResidPre(3)], Method::Mean)[0];
     let size = |unit: &[f32]| unit.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-    assert!((size(&direction.unit) - 1.0).abs() < 1e-6);
+    assert!(gate::agree(size(&direction.unit), 1.0, gate::F32, 1.0));
     let random = direction.random(1, 0);
-    assert!((size(&random.unit) - 1.0).abs() < 1e-6 && random.length == direction.length);
+    assert!(gate::agree(size(&random.unit), 1.0, gate::F32, 1.0) && random.length == direction.length);
     assert!(random != direction.random(1, 1) && random == direction.random(1, 0));
     assert_eq!(Units::Natural.amount(2.0, direction), 2.0 * direction.length);
     assert_eq!(Units::Norm.amount(2.0, direction), 2.0 * direction.norm);
@@ -270,7 +273,7 @@ fn the_command_leaves_a_frame_figures_and_directions_that_load_again() {
     }
     let frame = parquet(&out.join("frame.parquet"));
     let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
-    let wanted = "direction draw site layer strength amount prompt sample text metric value perplexity logprob tokens";
+    let wanted = "direction draw site layer strength amount relative_change prompt sample text metric value perplexity logprob tokens";
     assert_eq!(names.join(" "), wanted);
     assert_eq!(frame.height(), 3 * 3 * 3 * 2);
     let loaded = Interp::new().words("steer --strength -2,0,2 --max-new-tokens 5 --controls 2");
@@ -315,11 +318,11 @@ fn wrong_requests_say_what_to_do() {
         (prompted("--site resid_pre.9"), "layer 9 is out of range"),
         (prompted("--site resid_pre"), "needs a layer"),
         (prompted("--site pattern.1"), "a direction cannot be added to `pattern.1`"),
-        (prompted("--method svd"), "`svd` is no method; there are mean, pca and pca-pooled"),
-        (prompted("--pool max"), "`max` is no pooling"),
-        (prompted("--units feet"), "`feet` are no units"),
+        (prompted("--method svd"), "there is no method `svd`, the nearest is `"),
+        (prompted("--pool max"), "there is no pooling `max`"),
+        (prompted("--units feet"), "there is no unit of strength `feet`"),
         (prompted("--strength 1,1"), "strength 1 is given twice"),
-        (prompted("--strength nan"), "strengths must be numbers"),
+        (prompted("--strength nan"), "nan is not in -1e30..=1e30"),
         (prompted("--num-samples 2"), "temperature 0 would write the same text 2 times"),
         (prompted("--max-new-tokens 300"), "passes the model's 256 positions"),
         (prompted("--wrong a"), "--answer"),

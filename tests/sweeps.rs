@@ -5,11 +5,10 @@ mod common;
 mod process;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use common::write_model;
 use polars::prelude::*;
-use process::{Interp, Outcome, signal};
+use process::{Interp, Outcome, go_on, signal, stop_when};
 use serde_json::Value;
 
 const STUDIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/probes/studies");
@@ -164,12 +163,11 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
             std::fs::read_dir(out.join("runs"))
                 .map_or(0, |runs| runs.flatten().filter(|run| run.path().join("run.json").exists()).count())
         };
-        let (before, start) = (done(), Instant::now());
-        while done() == before && start.elapsed() < Duration::from_secs(60) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(done() > before && done() < 4, "{} of 4 runs when it was to be stopped", done());
+        let before = done();
+        assert!(stop_when(&mut child, || done() > before), "it ended before it was to be stopped");
+        assert!(done() < 4, "{} of 4 runs when it was to be stopped", done());
         signal(&child, number);
+        go_on(&child);
         let status = child.wait().unwrap();
         assert_eq!(status.code(), Some(if number == libc::SIGINT { 130 } else { 143 }));
     }

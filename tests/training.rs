@@ -14,7 +14,7 @@ use interp::optim::{AdamW, AdamWConfig};
 use interp::recipe::Recipe;
 use interp::train::{STATE, Trainer};
 use interp::weights::sha256;
-use process::{Interp, files};
+use process::{Interp, files, go_on, kill_when, lines, signal, stop_when};
 
 const RECIPE: &str = r#"
 [model]
@@ -212,11 +212,11 @@ fn a_killed_run_continues_to_the_same_weights() {
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
     let outcome = train(dir.path(), &whole).run().ok();
     assert!(outcome.stdout.contains("step 40: loss"), "{}", outcome.stdout);
-    for wait in [300, 120, 200] {
+    // Soon after the start, and twice between checkpoints.
+    for steps in [2, 11, 23] {
         let (mut child, _dir) = train(dir.path(), &killed).spawn();
-        std::thread::sleep(std::time::Duration::from_millis(wait));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_when(&mut child, "some steps", || lines(&killed.join("metrics.jsonl")) >= steps);
+        assert!(steps == 2 || killed.join(STATE).exists());
     }
     train(dir.path(), &killed).run().ok();
     assert_eq!(digest(&whole), digest(&killed));
@@ -234,7 +234,7 @@ fn a_killed_run_continues_to_the_same_weights() {
         files(&killed).iter().map(|f| f.file_name().unwrap().to_str().unwrap().into()).collect();
     names.sort();
     let wanted = [
-        ".lock",
+        ".interp-run.json",
         "config.json",
         "figure.png",
         "figure.svg",
@@ -246,7 +246,7 @@ fn a_killed_run_continues_to_the_same_weights() {
         "tokenizer.json",
         "tokenizer_config.json",
     ];
-    assert_eq!(names.iter().filter(|n| !n.ends_with(".tmp")).collect::<Vec<_>>(), wanted);
+    assert_eq!(names, wanted, "and no temporary file of those that were killed");
     // What was written is a model like any other.
     Interp::new().words("predict --prompt hello --model").arg(&killed).run().ok();
 }
@@ -255,18 +255,11 @@ fn a_killed_run_continues_to_the_same_weights() {
 fn an_interrupted_run_says_how_far_it_came() {
     let dir = recipe(&[("max_iters = 12", "max_iters = 100000")]);
     let out = dir.path().join("out");
-    let (child, _dir) = train(dir.path(), &out).spawn();
-    for _ in 0..400 {
-        if std::fs::read_to_string(out.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 2) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    // SAFETY: sending a signal to our own child.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::kill(child.id() as i32, libc::SIGINT);
-    }
+    let (mut child, _dir) = train(dir.path(), &out).spawn();
+    let metrics = out.join("metrics.jsonl");
+    assert!(stop_when(&mut child, || lines(&metrics) > 2), "it ended before it was interrupted");
+    signal(&child, libc::SIGINT);
+    go_on(&child);
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{stderr}");
@@ -276,12 +269,13 @@ fn an_interrupted_run_says_how_far_it_came() {
     );
     assert!(out.join(STATE).exists());
     let (mut holder, _dir) = train(dir.path(), &out).spawn();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = lines(&metrics);
+    assert!(stop_when(&mut holder, || lines(&metrics) > before), "it ended while it was to hold the directory");
     let second = train(dir.path(), &out).run();
     holder.kill().unwrap();
     holder.wait().unwrap();
     assert_eq!(second.code, Some(75), "{}", second.stderr);
-    assert!(second.stderr.contains("another process is training here"), "{}", second.stderr);
+    assert!(second.stderr.contains("another process is writing there"), "{}", second.stderr);
 }
 
 #[test]
@@ -301,17 +295,61 @@ fn a_state_of_another_recipe_or_a_damaged_one_is_refused() {
     train(dir.path(), &out).words("--restart").run().ok();
 }
 
+/// Whatever leads nowhere is noticed before it is kept: what is there is finite, and gives a finite loss.
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
-    let dir = recipe(&[
-        ("learning_rate = 3e-3", "learning_rate = 1e30"),
-        ("checkpoint_interval = 4", "checkpoint_interval = 1"),
-    ]);
-    let out = dir.path().join("out");
-    let outcome = train(dir.path(), &out).run();
-    assert_eq!(outcome.code, Some(65), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("the last checkpoint is intact: lower learning_rate"), "{}", outcome.stderr);
-    assert!(!out.join("model.safetensors").exists());
+fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
+    let cases: [&[(&str, &str)]; 6] = [
+        &[("learning_rate = 3e-3", "learning_rate = 1e30")],
+        &[("learning_rate = 3e-3", "learning_rate = 1e38"), ("weight_decay = 0.1", "weight_decay = 0")],
+        &[("learning_rate = 3e-3", "learning_rate = 1e38"), ("max_iters = 12", "max_iters = 1")],
+        &[("learning_rate = 3e-3", "learning_rate = 1e300"), ("max_iters = 12", "max_iters = 1")],
+        &[
+            ("learning_rate = 3e-3", "learning_rate = 1e20"),
+            ("eval_interval = 5", "eval_interval = 1\nkeep_best = true"),
+        ],
+        // The first four steps are good ones.
+        &[("min_lr = 3e-4", "min_lr = 1e38")],
+    ];
+    for changes in cases {
+        let dir = recipe(&[changes, &[("checkpoint_interval = 4", "checkpoint_interval = 1")]].concat());
+        let out = dir.path().join("out");
+        let outcome = train(dir.path(), &out).run();
+        assert_eq!(outcome.code, Some(65), "{changes:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("the last checkpoint is intact: lower learning_rate"), "{}", outcome.stderr);
+        for file in files(&out).into_iter().filter(|file| file.extension().is_some_and(|end| end == "safetensors")) {
+            let tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+            for (name, tensor) in tensors {
+                assert!(values(&tensor).iter().all(|x| x.is_finite()), "{changes:?}: {} holds {name}", file.display());
+            }
+        }
+        assert!(!out.join("model.safetensors").exists() && !out.join("run.json").exists(), "{changes:?}");
+        assert_eq!(out.join(STATE).exists(), changes[0].0.starts_with("min_lr"), "{changes:?}");
+        if out.join(STATE).exists() {
+            let mut again = trainer(dir.path());
+            again.load_state(&out).unwrap();
+            assert!(again.steps() >= 4 && again.validation_loss().unwrap().is_finite(), "{changes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_goes_on_with_more_steps() {
+    let dir = recipe(&[("learning_rate = 3e-3", "learning_rate = 3e-3\ndecay_lr = false")]);
+    let (long, out) = (dir.path().join("long"), dir.path().join("out"));
+    train(dir.path(), &long).words("--set max_iters=17").run().ok();
+    train(dir.path(), &out).run().ok();
+    let outcome = train(dir.path(), &out).words("--set max_iters=17").run().ok();
+    assert!(outcome.stderr.contains("continuing at step 12"), "{}", outcome.stderr);
+    assert_eq!(digest(&long), digest(&out), "without a schedule that knows the end it is the same run");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!(record["recipe"]["train"]["max_iters"], 17);
+    // Steps that were taken are not taken back, and nothing else may differ.
+    let before = digest(&out);
+    let less = train(dir.path(), &out).words("--set max_iters=16").run();
+    assert!(less.code == Some(65) && less.stderr.contains("differs in train.max_iters (17)"), "{}", less.stderr);
+    let other = train(dir.path(), &out).words("--set max_iters=20 --set eval_rows=5").run();
+    assert!(other.code == Some(65) && other.stderr.contains("eval_rows (4)"), "{}", other.stderr);
+    assert_eq!(before, digest(&out));
 }
 
 #[test]

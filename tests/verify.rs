@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::DType;
-use common::{fixture, parity_model};
+use common::{fixture, gate, parity_model};
 use interp::oracle::Oracle;
 use interp::published::{self, Set};
 use interp::sweep::Sweep;
@@ -48,7 +48,8 @@ fn every_figure_of_a_processed_model_is_found_again_from_its_raw_weights() {
     assert_eq!(left_out[0].title, "Loss by position on random repeated tokens");
     for one in &all {
         if let Ok(difference) = &one.difference {
-            assert!(difference.largest < 1e-5 && difference.count > 0, "{}: {difference:?}", one.name());
+            // Effects, shares and scores are of order 1; the processed weights of the fixture were rounded on their way.
+            assert!(difference.largest < gate::F32 && difference.count > 0, "{}: {difference:?}", one.name());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::{fixture, max_difference, same_bits, tokens};
+use common::{fixture, gate, same_bits, tokens};
 use interp::weights::{Checkpoint, weight_files};
 use interp::{Config, Gpt2};
 use process::Interp;
@@ -78,7 +78,7 @@ fn shards_are_one_model() {
 fn half_precision_files_are_rounded_and_nothing_else() {
     let config = config("wide");
     let wanted = logits(&load(&fixture("parity/wide"), &config));
-    for (dtype, bound) in [(DType::F16, 2e-2), (DType::BF16, 2e-1)] {
+    for (dtype, bound) in [(DType::F16, gate::F16), (DType::BF16, gate::BF16)] {
         let dir = tempfile::tempdir().unwrap();
         let rounded: HashMap<String, Tensor> =
             tensors("wide").into_iter().map(|(name, t)| (name, t.to_dtype(dtype).unwrap())).collect();
@@ -90,7 +90,7 @@ fn half_precision_files_are_rounded_and_nothing_else() {
         let loaded = logits(&load(dir.path(), &config));
         let exact = Gpt2::new(config.clone(), |name| Ok(wide[name].clone())).unwrap();
         assert!(same_bits(&loaded, &logits(&exact)), "{dtype:?}");
-        assert!(max_difference(&loaded, &wanted) < bound, "{dtype:?}");
+        assert!(gate::apart(&loaded, &wanted) < bound, "{dtype:?}: {:e}", gate::apart(&loaded, &wanted));
     }
 }
 

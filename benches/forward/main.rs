@@ -42,7 +42,7 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 fn main() -> Result<(), String> {
     // SAFETY: no other thread has been started yet.
     #[allow(unsafe_code)]
-    let ended = unsafe { interp::process::run(|| run().map_err(|e| e.to_string())) }; // as the binary does its work
+    let ended = unsafe { interp::process::run(|_| run().map_err(|e| e.to_string())) }; // as the binary does its work
     ended.map_err(|e| e.to_string())?
 }
 

@@ -11,7 +11,8 @@
     data.frame                      # the other columns
 """
 
-from interp._read import Arrays, Dataset, Run, load, read_safetensors
-from interp._run import InterpError, binary, run
+from interp._read import Arrays, Dataset, Run, load
+from interp._tensors import read_safetensors
+from interp._run import InterpError, Listing, binary, run
 
-__all__ = ["Arrays", "Dataset", "InterpError", "Run", "binary", "load", "read_safetensors", "run"]
+__all__ = ["Arrays", "Dataset", "InterpError", "Listing", "Run", "binary", "load", "read_safetensors", "run"]

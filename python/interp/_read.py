@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U32": "<u4", "I8": "i1", "U8": "u1", "BOOL": "?"}
-# Which commands keep arrays beside their frame, and where.
-_ARRAYS = {"probe": "probes.safetensors", "steer": "directions.safetensors"}
+from interp._files import is_count, name_of, open_regular, parse_object, read_bytes, sha256_of, size_of
+from interp._tensors import read_safetensors
+from interp._tidy import matrix, tidy, wide
+
+_PARTS = {"parquet": "parquet", "npz": "npz", "safetensors": "safetensors", "saelens": "arrow"}
 
 
 def load(path: str | Path) -> Run | Dataset:
@@ -37,31 +36,49 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self.meta: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        self.meta: dict[str, Any] = parse_object(read_bytes(path / "run.json"), path / "run.json")
+
+    def _files(self, suffix: str) -> list[str]:
+        """The run's files that end so, the main one first: those that run.json lists, or else those in the directory."""
+        listed = self.meta.get("files")
+        if isinstance(listed, (dict, list)):
+            names = [entry.get("name", entry.get("file")) if isinstance(entry, dict) else entry for entry in listed]
+            # Files of directories inside the run are not frames of it.
+            names = [name_of(name, self.path / "run.json") for name in names if isinstance(name, str) and "/" not in name]
+        else:
+            names = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+        names = [name for name in names if name.endswith(suffix)]
+        return sorted(names, key=lambda name: (Path(name).stem != "frame", name))
+
+    def _table(self, name: str) -> pa.Table:
+        with open_regular(self.path / name) as file:
+            return pq.read_table(file)
 
     @property
     def frames(self) -> dict[str, pa.Table]:
         """Every frame of the run by its file's name; `frame` is the main one."""
-        return {Path(name).stem: pq.read_table(self.path / name) for name in self.meta.get("frames", ["frame.parquet"])}
+        return {Path(name).stem: self._table(name) for name in self._files(".parquet")}
 
     @property
     def frame(self) -> pa.Table:
         """The frame: rows as README's table of commands describes them."""
-        return pq.read_table(self.path / "frame.parquet")
+        return self._table("frame.parquet")
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """Arrays of a wide capture by site, `[row, d]`; of probes and directions by the names in their file."""
-        file = _ARRAYS.get(self.meta["command"])
-        if file is not None:
-            return read_safetensors(self.path / file)
-        return {name: _matrix(column) for name, column in _wide(self.frame)}
+        """Arrays of probes, directions and subspaces by the names in their file; of a wide capture by site, `[row, d]`; and of
+        rows of values by site, with the site's axes: attention as `pattern.3`, `[prompt, head, query, key]`."""
+        files = [name for name in self._files(".safetensors") if not name.startswith(("model", "state"))]
+        if files:
+            return {name: array for file in files for name, array in read_safetensors(self.path / file).items()}
+        table = self.frame
+        return dict(wide(table)) or dict(tidy(table))
 
     def polars(self):
         """The frame as polars has it."""
         import polars
 
-        return polars.read_parquet(self.path / "frame.parquet")
+        return polars.from_arrow(self.frame)
 
     def pandas(self):
         """The frame as pandas has it."""
@@ -70,12 +87,13 @@ class Run:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         """The figure, as a picture that can run nothing."""
         svg = self.path / "figure.svg"
-        shown = {"image/svg+xml": svg.read_text(encoding="utf-8")} if svg.is_file() else {}
+        shown = {"image/svg+xml": read_bytes(svg).decode("utf-8")} if svg.is_file() else {}
         return {"text/plain": repr(self), **shown}
 
     def __repr__(self) -> str:
-        model = self.meta.get("model", {}).get("name")
-        return f"Run({self.meta.get('command')!r}, model={model!r}, path={str(self.path)!r})"
+        model = self.meta.get("model")
+        name = model.get("name") if isinstance(model, dict) else None
+        return f"Run({self.meta.get('command')!r}, model={name!r}, path={str(self.path)!r})"
 
 
 class Dataset:
@@ -83,12 +101,51 @@ class Dataset:
 
     def __init__(self, path: Path):
         self.path = path
-        self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        self.plan: dict[str, Any] = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-        self.parts = [path / part["file"] for part in self.manifest["parts"]]
-        if not all(part.suffix == ".parquet" for part in self.parts):
-            layout = self.plan["request"]["layout"]
+        self.manifest: dict[str, Any] = parse_object(read_bytes(path / "manifest.json"), path / "manifest.json")
+        plan = read_bytes(path / "plan.json")
+        self.plan: dict[str, Any] = parse_object(plan, path / "plan.json")
+        if hashlib.sha256(plan).hexdigest() != self.manifest.get("plan"):
+            raise ValueError(f"{path}: plan.json and manifest.json do not belong together")
+        try:
+            request = self.plan["request"]
+            layout, sites = request["layout"], request["sites"]
+            entries = [(entry["file"], entry["sha256"], entry["bytes"], entry["rows"]) for entry in self.manifest["parts"]]
+            planned = [part["rows"] for part in self.plan["parts"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: plan.json or manifest.json has no {error}") from None
+        if layout != "parquet":
             raise ValueError(f"{path} is laid out as {layout}; this reads parquet: numpy, safetensors or datasets read the others")
+        if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+            raise ValueError(f"{path / 'plan.json'} has no list of sites")
+        if not entries:
+            raise ValueError(f"{path / 'manifest.json'} has no parts")
+        for index, (file, sha256, size, rows) in enumerate(entries):
+            if name_of(file, path / "manifest.json") != f"part-{index:05}.{_PARTS[layout]}":
+                raise ValueError(f"{path / 'manifest.json'} names {file!r} as part {index}")
+            if not (isinstance(sha256, str) and is_count(size) and is_count(rows)):
+                raise ValueError(f"{path / 'manifest.json'} has no sha256, bytes or rows of {file}")
+        rows = [rows for _, _, _, rows in entries]
+        if rows != planned or sum(rows) != self.manifest.get("rows"):
+            raise ValueError(f"{path}: manifest.json has other parts than plan.json")
+        self._entries = entries
+        self._whole: set[int] = set()
+        self.parts = [path / file for file, _, _, _ in entries]
+
+    def _part(self, index: int) -> Path:
+        """A part, after its bytes were found to be those that were sealed."""
+        part, (_, sha256, size, rows) = self.parts[index], self._entries[index]
+        if index not in self._whole:
+            found = size_of(part)
+            if found != size:
+                raise ValueError(f"{part} has {found} bytes instead of {size}")
+            found = sha256_of(part)
+            if found != sha256:
+                raise ValueError(f"{part}: sha256 is {found} instead of {sha256}")
+            found = pq.read_metadata(part).num_rows
+            if found != rows:
+                raise ValueError(f"{part} has {found} rows instead of {rows}")
+            self._whole.add(index)
+        return part
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -101,8 +158,8 @@ class Dataset:
     @property
     def frame(self) -> pa.Table:
         """Every column that is no array: prompt, document, pos, token_id, token, labels."""
-        names = [field.name for field in pq.read_schema(self.parts[0]) if field.name not in self.sites]
-        return pa.concat_tables(pq.read_table(part, columns=names) for part in self.parts)
+        names = [field.name for field in pq.read_schema(self._part(0)) if field.name not in self.sites]
+        return pa.concat_tables(pq.read_table(self._part(i), columns=names) for i in range(len(self.parts)))
 
     @property
     def arrays(self) -> Arrays:
@@ -111,17 +168,15 @@ class Dataset:
 
     def batches(self, site: str, rows: int = 65536) -> Iterator[np.ndarray]:
         """The vectors of a site in their order, `rows` at a time, for datasets that are larger than memory."""
-        for part in self.parts:
-            for batch in pq.ParquetFile(part).iter_batches(batch_size=rows, columns=[site]):
-                yield _matrix(pa.chunked_array([batch.column(0)]))
+        for index in range(len(self.parts)):
+            for batch in pq.ParquetFile(self._part(index)).iter_batches(batch_size=rows, columns=[site]):
+                yield matrix(pa.chunked_array([batch.column(0)]))
 
     def verify(self) -> None:
-        """Reads every part and compares its hash with the manifest's."""
-        for part, entry in zip(self.parts, self.manifest["parts"]):
-            with part.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-            if found != entry["sha256"]:
-                raise ValueError(f"{part}: sha256 is {found} instead of {entry['sha256']}")
+        """Reads every part and compares its size, hash and rows with the manifest's."""
+        self._whole.clear()
+        for index in range(len(self.parts)):
+            self._part(index)
 
     def __repr__(self) -> str:
         return f"Dataset({len(self)} rows, sites={self.sites}, path={str(self.path)!r})"
@@ -143,35 +198,3 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._dataset.sites)
-
-
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file by name."""
-    path = Path(path)
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > path.stat().st_size:
-            raise ValueError(f"{path} is no safetensors file: its header would have {size} bytes")
-        header = json.loads(file.read(size))
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _TYPES:
-            raise ValueError(f"{path}: {name} is {entry['dtype']}, which numpy has no type for")
-        begin, end = entry["data_offsets"]
-        kind = np.dtype(_TYPES[entry["dtype"]])
-        flat = np.frombuffer(data, dtype=kind, count=(end - begin) // kind.itemsize, offset=8 + size + begin)
-        arrays[name] = flat.reshape(entry["shape"])
-    return arrays
-
-
-def _wide(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    for field in table.schema:
-        if pa.types.is_fixed_size_list(field.type):
-            yield field.name, table.column(field.name)
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    width = column.type.list_size
-    return np.asarray(pc.list_flatten(column)).reshape(-1, width)

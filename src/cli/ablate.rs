@@ -2,23 +2,30 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use interp::ablate::{self, Ablated, Measure, Method, Options, random_sets};
+use interp::error::no_such;
 use interp::metric::Metric;
 use interp::pair::Question;
 use interp::sweep::{self, Cell, Sweep};
 use interp::target::Target;
-use interp::{Error, Plan, Result, Tokens, figure, heads, page, stats};
+use interp::{Error, Plan, Result, Tokens, figure, heads, limits, memory, page, stats};
 use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
 use super::cost::{self, Estimate};
+use super::honours::OF_TEXT;
+use super::number::whole;
+use super::output::{bar, counted};
 use super::pairs::PairArgs;
 use super::prompts::read_prompts;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::report::{How, Outcome, Report};
 use super::{note, request};
 
 /// Random sets that a set is compared with.
 const CONTROLS: u64 = 20;
+/// Bytes that an experiment takes with its summary, and each of its rows, of which every prompt has one: for the check of memory before the run.
+const CELL_BYTES: u64 = 512;
+const ROW_BYTES: u64 = 512;
 /// Rows of --repeated.
 const REPEATED_ROWS: usize = 4;
 
@@ -29,7 +36,7 @@ pub struct Args {
     #[command(flatten)]
     text: Text,
     /// Instead of prompts: four rows of this many random tokens, written twice; the loss is of the second copy.
-    #[arg(long, value_name = "LENGTH", conflicts_with_all = ["prompt", "file", "stdin"])]
+    #[arg(long, value_name = "LENGTH", value_parser = whole(2, limits::POSITIONS), conflicts_with_all = ["prompt", "file", "stdin"])]
     repeated: Option<usize>,
     /// What to put out of action, one after the other: heads, layers, neurons, positions (attention and MLP at each one),
     /// edges (attention from one position to another), or a sweep of `patch` by its name.
@@ -42,7 +49,7 @@ pub struct Args {
     #[arg(long, value_name = "L.N", value_delimiter = ',', conflicts_with = "head")]
     neuron: Vec<String>,
     /// Only these layers: 5, -1 for the last, 3-7.
-    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "LAYERS")]
     layer: Option<String>,
     /// All of them at once, beside random sets of as many.
     #[arg(long)]
@@ -66,9 +73,8 @@ pub struct Args {
 const SAMPLE: usize = 5;
 
 fn method(name: &str) -> std::result::Result<Method, String> {
-    let all = || Method::ALL.map(Method::name).join(", ");
     let found = Method::ALL.into_iter().find(|method| method.name() == name);
-    found.ok_or_else(|| format!("there is no method `{}`; there are {}", name.escape_debug(), all()))
+    found.ok_or_else(|| no_such("method", name, Method::ALL.into_iter().map(Method::name)))
 }
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
@@ -80,6 +86,22 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         return Err(request(
             "give prompts by --prompt, --file or --repeated, or questions by --clean or --pairs, not both",
         ));
+    }
+    if !args.text.is_given() {
+        args.text.refuse(if args.repeated.is_some() {
+            "the tokens are random ones"
+        } else {
+            "the prompts are of pairs"
+        })?;
+    }
+    // Reference prompts from a file are text, beside random tokens too.
+    let reads = args.repeated.is_none()
+        || (args.method.has_reference() && !["prompts", "corrupt"].contains(&args.reference.as_str()));
+    if !reads {
+        global.refuse(OF_TEXT, "the tokens of --repeated are random ones")?;
+    }
+    if !args.method.has_reference() {
+        global.refuse(&["reference"], &format!("{} takes nothing from other prompts", args.method.name()))?;
     }
     let bench = Bench::open(global)?;
     let (questions, mut extra) = match &asked {
@@ -98,7 +120,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             )
         }
     };
-    let chosen = cells(&args, &sweeps, &bench, &questions)?;
+    let chosen = cells(&args, &sweeps, &bench, &questions, global)?;
     let reference = reference(&args, asked.as_ref(), &bench, global, &questions)?;
     let (experiments, controls) = experiments(&args, &sweeps, chosen, &bench, &questions, global.seed)?;
     let options = Options {
@@ -133,6 +155,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         );
     }
     let tokens = Tokens::stack(questions.iter().map(|question| &question.tokens))?;
+    if !reads {
+        extra["bos"] = serde_json::Value::Null;
+    }
     extra["what"] = json!(args.what);
     extra["method"] = json!(args.method.name());
     extra["reference"] = json!(args.method.has_reference().then_some(&args.reference));
@@ -161,8 +186,9 @@ fn sweeps(args: &Args) -> Result<Vec<Sweep>> {
     };
     let mut sweeps = Vec::new();
     for name in names {
+        let parts = ["heads", "layers", "neurons", "positions", "edges"].into_iter();
         sweeps.extend(
-            Sweep::named(name).map_err(|e| request(format!("{e}; or heads, layers, neurons, positions, edges")))?,
+            Sweep::named(name).map_err(|_| request(no_such("part or sweep", name, parts.chain(sweep::names()))))?,
         );
     }
     Ok(sweeps)
@@ -187,7 +213,7 @@ fn measures(names: &[String], answers: bool) -> Result<Vec<Measure>> {
 }
 
 /// The cells that were asked for.
-fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -> Result<Vec<Cell>> {
+fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question], global: &Global) -> Result<Vec<Cell>> {
     let config = bench.config();
     if let Some((name, lengths)) = sweep::misaligned(sweeps, questions.iter().map(|q| q.tokens.longest())) {
         return Err(request(format!(
@@ -198,6 +224,9 @@ fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -
     let layers = args.layer.as_deref().map(|layers| super::layer_range(layers, config.n_layer)).transpose()?;
     let heads = places(&args.head, "head", config.n_layer, config.n_head)?;
     let neurons = places(&args.neuron, "neuron", config.n_layer, config.n_inner)?;
+    let count = sweeps.iter().fold(0, |sum: u64, sweep| sum.saturating_add(sweep.count(config, length)));
+    let needed = count.saturating_mul(CELL_BYTES + ROW_BYTES * questions.len() as u64);
+    memory::check(&format!("{count} ablations, with their frame,"), needed, bench.room(global)?)?;
     let mut cells: Vec<Cell> = sweeps.iter().flat_map(|sweep| sweep.cells(config, length)).collect();
     cells.retain(|cell| {
         does_something(cell)
@@ -207,6 +236,17 @@ fn cells(args: &Args, sweeps: &[Sweep], bench: &Bench, questions: &[Question]) -
     });
     if cells.is_empty() {
         return Err(request(format!("none of {} is what --head, --neuron and --layer leave", args.what)));
+    }
+    let named = heads.iter().map(|&(layer, head)| ("head", layer, head, Some(head), None));
+    let named = named.chain(neurons.iter().map(|&(layer, neuron)| ("neuron", layer, neuron, None, Some(neuron))));
+    for (what, layer, index, head, neuron) in named {
+        let is_it = |cell: &Cell| cell.layer == layer && (head.is_none() || cell.head == head);
+        if !cells.iter().any(|cell| is_it(cell) && (neuron.is_none() || cell.neuron == neuron)) {
+            return Err(request(format!(
+                "{what} {layer}.{index} is none of the {} that --layer and --{what} leave",
+                args.what
+            )));
+        }
     }
     Ok(cells)
 }
@@ -314,7 +354,7 @@ fn reference(
         ("corrupt", None) => Err(request("--reference corrupt needs pairs; give --pairs, or --clean and --corrupt")),
         (path, _) => {
             let text = Text { file: Some(PathBuf::from(path)), ..Text::default() };
-            let tokens = bench.tokenizer()?.tokens(&read_prompts(&text)?, global.encoding())?;
+            let tokens = bench.tokenizer()?.tokens(&read_prompts(&text, global)?, global.encoding())?;
             tokens.check(bench.config(), 0)?;
             Ok((0..tokens.len()).map(|i| tokens.only(i)).collect())
         }
@@ -349,7 +389,7 @@ fn summary(
         let mean = |i: usize| changes(i, m).iter().sum::<f64>() / n as f64;
         if args.together {
             let found = stats::bootstrap(&changes(0, m), options.seed);
-            let interval = if n > 1 { format!(" [{:+.3}, {:+.3}]", found.low, found.high) } else { String::new() };
+            let interval = found.bounds.map_or(String::new(), |(low, high)| format!(" [{low:+.3}, {high:+.3}]"));
             let what = experiments[0].iter().map(Cell::to_string).collect::<Vec<_>>();
             let shown = if what.len() > 8 { format!("{} parts", what.len()) } else { what.join(", ") };
             lines.push(format!("  without {shown}: {:+.3}{interval}", found.mean));
@@ -369,7 +409,7 @@ fn summary(
         order.sort_by(|a, b| b.0.abs().total_cmp(&a.0.abs()));
         for (change, i) in order.iter().take(8) {
             let found = stats::bootstrap(&changes(*i, m), options.seed);
-            let interval = if n > 1 { format!("  [{:+.3}, {:+.3}]", found.low, found.high) } else { String::new() };
+            let interval = found.bounds.map_or(String::new(), |(low, high)| format!("  [{low:+.3}, {high:+.3}]"));
             lines.push(format!("  without {:<18} {change:+.3}{interval}", experiments[*i][0].to_string()));
         }
         if order.len() > 8 {

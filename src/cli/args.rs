@@ -4,7 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use interp::Result;
+use interp::frame::Csv;
 use interp::text::{Bos, Encoding};
+
+use super::honours::Given;
+use super::request;
 
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
@@ -27,10 +32,11 @@ pub struct Global {
     /// [default: f32, or the recipe's].
     #[arg(long, global = true, value_enum)]
     pub dtype: Option<Dtype>,
-    /// Start prompts with <|endoftext|>: auto prepends it unless it is there, yes prepends it always.
+    /// Start prompts with the token that starts a text, such as <|endoftext|>: auto prepends it unless it is there, yes prepends it
+    /// always.
     #[arg(long, global = true, default_value = "auto", value_enum)]
     pub bos: BosArg,
-    /// Read <|endoftext|> inside a prompt as the special token instead of as text.
+    /// Read special tokens that are written in a text, such as <|endoftext|>, as these tokens instead of as text.
     #[arg(long, global = true)]
     pub allow_special: bool,
     /// Seed of everything random.
@@ -45,6 +51,9 @@ pub struct Global {
     /// What stdout carries: text for people, or the whole frame as json or csv.
     #[arg(long, global = true, default_value = "text", value_enum)]
     pub format: Format,
+    /// With --format csv, put ' before texts that a spreadsheet would compute, such as =1+1.
+    #[arg(long, global = true)]
+    pub escape_formulas: bool,
     /// Print nothing but errors.
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -52,18 +61,21 @@ pub struct Global {
     #[arg(long, global = true)]
     pub offline: bool,
     /// Refuse what would need more memory than this, such as 800MB or 4GB [default: what is available].
-    #[arg(long, global = true, value_name = "SIZE")]
-    pub memory: Option<String>,
+    #[arg(long, global = true, value_name = "SIZE", value_parser = interp::memory::parse)]
+    pub memory: Option<u64>,
     /// What an hour of this machine costs: results and estimates then say what they cost.
     #[arg(long, global = true, value_name = "PER_HOUR", value_parser = price)]
     pub price: Option<f64>,
     /// Refuse weights with values that are not finite, instead of warning.
     #[arg(long, global = true)]
     pub strict: bool,
+    /// What stands on the command line, this command's own options included.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 /// A name that is one directory below another, on every system.
-fn run_name(name: &str) -> Result<String, String> {
+fn run_name(name: &str) -> std::result::Result<String, String> {
     let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
     let reserved = ["con", "prn", "aux", "nul"].contains(&name.to_ascii_lowercase().as_str());
     let ends = name.starts_with(['.', '-']) || name.ends_with('.');
@@ -73,11 +85,14 @@ fn run_name(name: &str) -> Result<String, String> {
     Err("a name is 1 to 64 letters, digits, dots, dashes and underscores, with no dot or dash in front; --out takes any directory".into())
 }
 
+/// Largest price of an hour, in whatever money.
+const MOST_PER_HOUR: f64 = 1e9;
+
 /// An amount of money.
-fn price(text: &str) -> Result<f64, String> {
+fn price(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(price) if price.is_finite() && price >= 0.0 => Ok(price),
-        _ => Err("a price is a number not below 0".into()),
+        Ok(price) if (0.0..=MOST_PER_HOUR).contains(&price) => Ok(price),
+        _ => Err(format!("a price is a number from 0 to {MOST_PER_HOUR}")),
     }
 }
 
@@ -87,7 +102,7 @@ pub struct Text {
     /// A prompt; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub prompt: Vec<OsString>,
-    /// A file with one prompt per line, or .jsonl with a `text` field per line; - is standard input.
+    /// A file with one prompt per line, .jsonl or .ndjson with a `text` field per line, or .parquet; - is standard input.
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
     /// - reads prompts from standard input, one per line.
@@ -106,12 +121,23 @@ impl Text {
     pub fn is_given(&self) -> bool {
         !self.prompt.is_empty() || self.file.is_some() || self.stdin.is_some()
     }
+
+    /// Refuses how text is read where none is; `why` says what is instead.
+    pub fn refuse(&self, why: &str) -> Result<()> {
+        let option = match self {
+            Text { truncate: Some(_), .. } => "--truncate",
+            Text { lossy: true, .. } => "--lossy",
+            _ => return Ok(()),
+        };
+        Err(request(format!("{option} would do nothing: {why}; it goes with --prompt, --file and -")))
+    }
 }
 
 /// Interventions.
 #[derive(Args, Debug, Default)]
 pub struct Edits {
-    /// A file of edits (TOML or JSON) to apply while the model runs.
+    /// A file of edits (TOML or JSON) to apply while the model runs. Positions count from the start of the text, negative ones from its
+    /// end; in generate, from the end of the prompt.
     #[arg(long, value_name = "FILE")]
     pub edit: Option<PathBuf>,
 }
@@ -168,6 +194,16 @@ impl Global {
         words.extend(self.memory.iter().map(|limit| format!("--memory={limit}")));
         words.extend(self.price.iter().map(|price| format!("--price={price}")));
         words
+    }
+
+    /// Refuses options that nothing reads, by their ids; `why` says why not here.
+    pub fn refuse(&self, options: &[&str], why: &str) -> Result<()> {
+        self.given.refuse(options, why)
+    }
+
+    /// How frames are written as CSV.
+    pub fn csv(&self) -> Csv {
+        Csv { escape_formulas: self.escape_formulas }
     }
 
     /// What some seconds cost at --price.

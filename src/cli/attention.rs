@@ -14,7 +14,7 @@ use super::request;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Layer; -1 is the last, 3-5 are several, all is every one.
-    #[arg(long, value_name = "L", allow_hyphen_values = true)]
+    #[arg(long, value_name = "L")]
     layer: Option<String>,
     /// Heads, as H or L.H, separated by commas [default: all].
     #[arg(long, value_name = "H", value_delimiter = ',')]
@@ -30,7 +30,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let (layers, heads) = place(&args, bench.config().n_layer, bench.config().n_head)?;
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.reads(layers.clone().map(Site::Pattern)).until(layers.end);
-    plan.check(bench.config(), &tokens)?;
+    bench.check(&plan, &tokens)?;
     let shown = heads.as_ref().map_or(bench.config().n_head, Vec::len);
     memory::check("the frame of patterns", attention::frame_bytes(&tokens, layers.len(), shown), bench.room(global)?)?;
     let named = match layers.len() {

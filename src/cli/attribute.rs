@@ -1,11 +1,12 @@
 use interp::attribution::{self, Attributed, By};
 use interp::convention::LayerNormConvention;
 use interp::target::Target;
-use interp::{Plan, Result, Tokens, figure, memory, page};
+use interp::{Plan, Result, Tokens, figure, limits, memory, page};
 use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::{Bench, batches};
+use super::number::whole;
 use super::pairs::{Asked, Draw, asked};
 use super::report::{How, Outcome, Report};
 use super::request;
@@ -13,13 +14,13 @@ use super::request;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The answer: one token, usually with a space before it.
-    #[arg(long, value_name = "TOKEN", required_unless_present = "pairs", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN", required_unless_present = "pairs")]
     answer: Option<String>,
     /// The answer it is compared with; without it the logit of the answer alone is attributed.
-    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN", requires = "answer")]
     wrong: Option<String>,
     /// Several prompts with their answers, the clean ones of pairs: the name of a set (`interp pairs` lists them), a set as
-    /// TOML, or JSONL with the fields clean, corrupt, answer and wrong.
+    /// TOML, or a list as JSON lines, a JSON array or CSV.
     #[arg(long, value_name = "SET", conflicts_with_all = ["answer", "prompt", "file", "stdin"])]
     pairs: Option<String>,
     #[command(flatten)]
@@ -28,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", conflicts_with = "accumulated")]
     by: Option<String>,
     /// How many neurons have a row of their own, the strongest; the others are one row per layer [default: 50].
-    #[arg(long, value_name = "K", conflicts_with = "accumulated")]
+    #[arg(long, value_name = "K", value_parser = whole(0, limits::RANKED), conflicts_with = "accumulated")]
     neurons: Option<usize>,
     /// The logit (difference) that the model would have if it stopped at each layer.
     #[arg(long)]
@@ -37,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "CONVENTION", default_value = "final-scale", requires = "accumulated")]
     ln: String,
     /// The position whose logits are attributed; negative ones count from the end.
-    #[arg(long, value_name = "POS", default_value = "-1", value_parser = super::index, allow_hyphen_values = true)]
+    #[arg(long, value_name = "POS", default_value = "-1", value_parser = super::index)]
     pos: i64,
     #[command(flatten)]
     text: Text,
@@ -51,6 +52,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         (None, None) => By::default(),
     };
     let convention: LayerNormConvention = args.ln.parse()?;
+    if let (None, Some(option)) = (&args.pairs, args.draw.given()) {
+        return Err(request(format!("{option} goes with --pairs")));
+    }
     let asked = args.pairs.as_deref().map(|name| asked(name, &args.draw)).transpose()?;
     let bench = Bench::open(global)?;
     let tokenizer = bench.tokenizer()?;
@@ -96,6 +100,7 @@ fn requested(args: &Args, asked: Option<&Asked>, bench: &Bench, global: &Global)
         let targets = vec![target; tokens.len()];
         return Ok((tokens, targets));
     };
+    args.text.refuse("the prompts are of pairs")?;
     let (questions, _) = asked.questions(bench, global, &args.draw)?;
     let tokens = Tokens::stack(questions.iter().map(|question| &question.tokens))?;
     tokens.check(bench.config(), 0)?;

@@ -3,14 +3,17 @@ use std::time::Instant;
 
 use interp::behave::{self, Asked};
 use interp::suite::{Asking, Question, SHIPPED, Suite};
-use interp::{Error, Plan, Result, figure, weights};
+use interp::{Error, Plan, Result, figure, limits, weights};
 use polars::prelude::DataFrame;
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::bench::Bench;
 use super::cost::{self, Estimate};
-use super::report::{How, Outcome, Report, bar, counted, say};
+use super::honours::LISTS;
+use super::number::{long, whole};
+use super::output::{bar, counted, say};
+use super::report::{How, Outcome, Report};
 use super::{doubled, request};
 
 #[derive(clap::Args, Debug)]
@@ -22,10 +25,10 @@ pub struct Args {
     #[arg(long, value_name = "MODELS", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
     /// Questions per suite, phrasing and number of examples, over all templates in turn [default: 200].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    num_questions: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = long(1, limits::EXAMPLES))]
+    num_questions: Option<u64>,
     /// Examples with their answers before each question; several numbers are compared [default: 0].
-    #[arg(long, value_name = "K", value_delimiter = ',')]
+    #[arg(long, value_name = "K", value_delimiter = ',', value_parser = whole(0, limits::SHOTS))]
     shots: Vec<usize>,
     /// How prompts are put, of what the suites offer; several are compared [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -38,7 +41,7 @@ pub struct Args {
     dry_run: bool,
 }
 
-const NUM_QUESTIONS: u32 = 200;
+const NUM_QUESTIONS: u64 = 200;
 /// Questions that a dry run asks of each kind.
 const SAMPLE: usize = 24;
 
@@ -46,7 +49,10 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if args.suites.is_empty() {
         let bare = args.models.is_empty() && args.shots.is_empty() && args.phrasing.is_empty();
         return match bare && args.num_questions.is_none() && !args.dry_run && !args.any_vocabulary {
-            true => list(global),
+            true => {
+                global.refuse(LISTS, "without a suite all of them are listed")?;
+                list(global)
+            }
             false => Err(request("name a suite; `interp behave` alone lists them")),
         };
     }
@@ -156,7 +162,7 @@ fn questions(
     if !args.any_vocabulary {
         suite.check_vocabulary(tokenizer).map_err(of_suite)?;
     }
-    let count = u64::from(args.num_questions.unwrap_or(NUM_QUESTIONS));
+    let count = args.num_questions.unwrap_or(NUM_QUESTIONS);
     let asking = Asking { phrasing, shots, count, seed: global.seed };
     let questions = suite.questions(asking, tokenizer, global.encoding()).map_err(of_suite)?;
     let longest = questions.iter().max_by_key(|question| question.prompt.len());
@@ -287,6 +293,6 @@ fn list(global: &Global) -> Result<()> {
     match global.format {
         Format::Text => say(global, &lines.join("\n")),
         Format::Csv => Err(request("the list of suites is text or json")),
-        Format::Json => super::report::print(&(json!({ "rows": values }).to_string() + "\n")),
+        Format::Json => super::output::print(&(json!({ "rows": values }).to_string() + "\n")),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use interp::page::{self, Block};
 use interp::plan::Applied;
+use interp::text::Bos;
 use interp::{Config, Edit, Error, Gpt2, Plan, Result, Tokenizer, Tokens, Trace, attention, memory};
 use polars::prelude::DataFrame;
 
@@ -17,6 +18,12 @@ use super::source::{Source, open_files};
 const BATCH_TOKENS: usize = 8192;
 /// What the frame and the picture of a result take, about: measured, the largest was 45 MB.
 const REPORT_BYTES: u64 = 48_000_000;
+
+/// What a prompt takes as tokens, and each byte of it, about.
+const PROMPT_BYTES: u64 = 256;
+const TEXT_BYTES: u64 = 24;
+/// What a row of a frame of tokens takes: its columns, the vectors that they are made from, and those that pictures and pages are.
+const ROW_BYTES: u64 = 320;
 
 /// A model, ready to run.
 pub struct Bench {
@@ -36,10 +43,20 @@ impl Bench {
         let device = device(global)?;
         let dtype = global.dtype().into();
         let (checkpoint, tokenizer, source) = open_files(global)?;
-        if let Some(limit) = &global.memory {
-            memory::check("loading the weights", checkpoint.memory(dtype), Some(memory::parse(limit)?))?;
+        if global.memory.is_some() {
+            memory::check("loading the weights", checkpoint.memory(dtype), global.memory)?;
         }
         interp::weights::check_vocabulary(tokenizer.as_ref(), checkpoint.config())?;
+        for text in checkpoint.notes() {
+            super::note(global.quiet, &format!("note: {text}"));
+        }
+        if let Some(tokenizer) = &tokenizer {
+            remarks(tokenizer, global);
+            if tokenizer.bos().is_none() && !tokenizer.is_of_characters() && global.encoding().bos == Bos::Auto {
+                let why = "note: this tokenizer has no token that starts a text, and --bos auto adds none";
+                super::note(global.quiet, why);
+            }
+        }
         let loaded = checkpoint.load(dtype, &device)?;
         if let Some(first) = loaded.not_finite.first() {
             let message =
@@ -74,9 +91,12 @@ impl Bench {
     /// The prompts as tokens that fit the model.
     pub fn tokens(&self, global: &Global, text: &Text) -> Result<Tokens> {
         let tokenizer = self.tokenizer()?;
-        let prompts = read_prompts(text)?;
+        let prompts = read_prompts(text, global)?;
         let limit = self.config().n_positions;
         let encoding = global.encoding();
+        // Mostly a token has several bytes, and takes its id and its text.
+        let bytes: u64 = prompts.iter().map(|prompt| PROMPT_BYTES + TEXT_BYTES * prompt.len() as u64).sum();
+        memory::check(&format!("{} prompts as tokens", prompts.len()), bytes, global.memory)?;
         let tokens = tokenizer.tokens(&prompts, encoding)?;
         let Some(side) = text.truncate else {
             tokens.check(self.config(), 0)?;
@@ -87,17 +107,26 @@ impl Bench {
 
     /// Bytes that are left of --memory once the model is loaded; none without that option.
     pub fn room(&self, global: &Global) -> Result<Option<u64>> {
-        let Some(limit) = &global.memory else { return Ok(None) };
-        let limit = memory::parse(limit)?;
+        let Some(limit) = global.memory else { return Ok(None) };
         let held = memory::held().unwrap_or(0) + REPORT_BYTES;
         memory::check("the loaded model, with frame and picture,", held, Some(limit))?;
         Ok(Some(limit - held))
     }
 
+    /// Refuses a frame for which there is no room, before it is made.
+    pub fn check_rows(&self, rows: u64, global: &Global) -> Result<()> {
+        let room = self.room(global)?;
+        memory::check(
+            &format!("a frame of {rows} rows, with its picture and page,"),
+            memory::product(&[rows, ROW_BYTES]),
+            room,
+        )
+    }
+
     /// A name for the prompts: the first one, without the token that starts every text.
     pub fn name(&self, tokens: &Tokens) -> String {
         let row = tokens.row(0);
-        let bos = self.tokenizer.as_ref().and_then(Tokenizer::end_of_text) == row.first().copied();
+        let bos = self.tokenizer.as_ref().and_then(Tokenizer::bos) == row.first().copied();
         let text: String = (usize::from(bos)..row.len()).map(|pos| tokens.text(0, pos)).collect();
         if tokens.len() > 1 { format!("{text} and {} more", tokens.len() - 1) } else { text }
     }
@@ -114,7 +143,21 @@ impl Bench {
         Ok(Plan::new().edits(edits))
     }
 
-    /// Runs a plan over all prompts, a batch at a time, and stacks the frames; says which edits changed nothing.
+    /// Checks a plan against all prompts, before anything runs: what it asks for can be done, and its edits can change what is read.
+    pub fn check(&self, plan: &Plan, tokens: &Tokens) -> Result<()> {
+        plan.check(self.config(), tokens)?;
+        plan.check_effects(self.config())?;
+        let narrowed = plan.edit_list().iter().find(|edit| edit.is_narrowed_by_prompt());
+        match (narrowed, batches(tokens).len()) {
+            (Some(edit), 2..) => Err(Error::Request(format!(
+                "edit `{edit}`: edits of single prompts need all prompts in one batch of {BATCH_TOKENS} tokens; give fewer prompts"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs a plan that was [checked](Bench::check) over all prompts, a batch at a time, and stacks the frames; says which edits changed
+    /// nothing.
     pub fn run(
         &self,
         plan: &Plan,
@@ -126,11 +169,6 @@ impl Bench {
         // Edits of single prompts count them in the batch as it is.
         let narrowed = plan.edit_list().iter().any(Edit::is_narrowed_by_prompt);
         for (first, batch) in batches(tokens) {
-            if first > 0 && narrowed {
-                return Err(Error::Request(format!(
-                    "edits of single prompts need all prompts in one batch of {BATCH_TOKENS} tokens; give fewer prompts"
-                )));
-            }
             let mut run = |part: std::ops::Range<usize>| {
                 let trace = plan.run(&self.model, &batch.slice(part.clone()))?;
                 applied = Applied::larger(std::mem::take(&mut applied), trace.edits());
@@ -143,7 +181,7 @@ impl Bench {
             }
         }
         let frame = stacked.ok_or_else(|| Error::Bug("no batch".into()))?;
-        self.report_edits(&applied);
+        self.report_edits(&applied)?;
         Ok((frame, applied))
     }
 
@@ -166,10 +204,32 @@ impl Bench {
         Ok(page::patterns(&tokens, &attention::of_prompt(&self.model, &tokens)?))
     }
 
-    pub fn report_edits(&self, applied: &[Applied]) {
-        for edit in applied.iter().filter(|edit| edit.relative_change == Some(0.0)) {
-            super::note(self.quiet, &format!("note: edit `{}` changed nothing: the values were so already", edit.edit));
+    /// Says which edits changed nothing, or not every text; one that was never applied is an error.
+    pub fn report_edits(&self, applied: &[Applied]) -> Result<()> {
+        Applied::check(applied)?;
+        for edit in applied {
+            if edit.relative_change == Some(0.0) {
+                super::note(
+                    self.quiet,
+                    &format!("note: edit `{}` changed nothing: the values were so already", edit.edit),
+                );
+            }
+            if edit.missed > 0 {
+                let texts = if edit.missed == 1 { "1 text, which" } else { &format!("{} texts, which", edit.missed) };
+                super::note(
+                    self.quiet,
+                    &format!("note: edit `{}` did not reach {texts} ended before its position", edit.edit),
+                );
+            }
         }
+        Ok(())
+    }
+}
+
+/// Says what is worth knowing about a tokenizer.
+pub fn remarks(tokenizer: &Tokenizer, global: &Global) {
+    for remark in tokenizer.notes() {
+        super::note(global.quiet, &format!("note: {remark}"));
     }
 }
 

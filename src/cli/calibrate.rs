@@ -1,5 +1,6 @@
 //! Estimated effects held against true ones.
 
+use interp::effect::Scale;
 use interp::figure::{self, Figure};
 use interp::metric::Metric;
 use interp::pair::Pair;
@@ -15,7 +16,8 @@ const FAILING: [&str; 2] = ["resid_pre", "mlp_out"];
 /// Pairs whose cells are patched in truth.
 const PAIRS: usize = 10;
 
-/// Cells with the effect that was estimated and the true one.
+/// Cells with the change of the metric that was estimated and the true one. They are compared as changes: as shares of what tells
+/// the two runs of their pair apart, the pairs whose runs answer nearly alike would decide.
 pub struct Calibration {
     points: Vec<Point>,
 }
@@ -26,6 +28,7 @@ struct Point {
     cell: Cell,
     estimated: f64,
     exact: f64,
+    scale: Scale,
 }
 
 /// Pearson's correlation of estimates and the truth; none for fewer than three.
@@ -67,10 +70,10 @@ impl Calibration {
             }
             let cells = chosen.iter().map(|(sweep, cell, _)| (*sweep, *cell)).collect();
             let truth = patch::patch_cells(model, pair, cells, options, &mut |_, _| Ok(()))?;
+            let scale = truth.scale(metric);
             for ((sweep, cell, estimated), (_, _, values)) in chosen.into_iter().zip(&truth.cells) {
-                if let (Some(estimated), Some(exact)) = (truth.effect(m, estimated), truth.effect(m, values[m])) {
-                    points.push(Point { pair: index, sweep: sweep.name, cell, estimated, exact });
-                }
+                let (estimated, exact) = (estimated - scale.base, values[m] - scale.base);
+                points.push(Point { pair: index, sweep: sweep.name, cell, estimated, exact, scale });
             }
             progress(index + 1, pairs.len())?;
         }
@@ -102,7 +105,7 @@ impl Calibration {
     /// For people.
     pub fn words(&self) -> String {
         let pairs = self.points.iter().map(|point| point.pair + 1).max().unwrap_or(0);
-        let mut lines = vec![format!("estimates against true patches, pairs 0 to {}:", pairs.saturating_sub(1))];
+        let mut lines = vec![format!("estimated changes against true ones, pairs 0 to {}:", pairs.saturating_sub(1))];
         for (name, n, r, worst) in self.rows() {
             let r = r.map_or("none".into(), |r| format!("{r:.3}"));
             let worst = worst.map_or(String::new(), |point| {
@@ -129,10 +132,14 @@ impl Calibration {
     /// | column | |
     /// |---|---|
     /// | `pair`, `sweep`, `site`, `layer`, `head`, `pos`, `src` | which |
-    /// | `effect`, `exact` | as estimated, and as patched |
+    /// | `change`, `exact_change` | of the metric, as estimated, and as patched |
+    /// | `effect`, `exact` | these as shares of the difference of both runs; null where that is within rounding |
     pub fn frame(&self) -> Result<DataFrame> {
         let column = |of: &dyn Fn(&Cell) -> Option<usize>| {
             self.points.iter().map(|point| of(&point.cell).map(|x| x as u32)).collect::<Vec<_>>()
+        };
+        let share = |of: &dyn Fn(&Point) -> f64| {
+            self.points.iter().map(|point| point.scale.effect(point.scale.base + of(point))).collect::<Vec<_>>()
         };
         Ok(df!(
             "pair" => self.points.iter().map(|point| point.pair as u32).collect::<Vec<_>>(),
@@ -142,8 +149,10 @@ impl Calibration {
             "head" => column(&|cell| cell.head),
             "pos" => column(&|cell| cell.pos),
             "src" => column(&|cell| cell.key),
-            "effect" => self.points.iter().map(|point| point.estimated).collect::<Vec<_>>(),
-            "exact" => self.points.iter().map(|point| point.exact).collect::<Vec<_>>(),
+            "change" => self.points.iter().map(|point| point.estimated).collect::<Vec<_>>(),
+            "exact_change" => self.points.iter().map(|point| point.exact).collect::<Vec<_>>(),
+            "effect" => share(&|point| point.estimated),
+            "exact" => share(&|point| point.exact),
         )?)
     }
 

@@ -1,4 +1,5 @@
 use interp::capture::{self, Layout};
+use interp::plan::Applied;
 use interp::site::Site;
 use interp::{Error, LogitsAt, Result, figure, frame, memory};
 use polars::prelude::{ChunkCompareEq, DataFrame};
@@ -6,8 +7,9 @@ use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
 use super::bench::{Bench, batches};
-use super::report::{How, Outcome, Report, csv, print, rows, say};
-use super::{note, request};
+use super::note;
+use super::output::{object, print, say};
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -29,17 +31,14 @@ pub struct Args {
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let mut bench = Bench::open(global)?;
     let config = bench.config().clone();
-    let mut sites: Vec<Site> = Vec::new();
-    for pattern in &args.site {
-        sites.extend(Site::matching(pattern, config.n_layer)?);
-    }
+    let sites = Site::matching_all(&args.site, config.n_layer)?;
     let sites: Vec<Site> = Site::all(config.n_layer).filter(|site| sites.contains(site)).collect();
     let tokens = bench.tokens(global, &args.text)?;
     let mut plan = bench.plan(&args.edits)?.reads(sites.iter().copied());
     if !sites.contains(&Site::Logits) {
         plan = plan.logits(LogitsAt::None);
     }
-    plan.check(&config, &tokens)?;
+    bench.check(&plan, &tokens)?;
     let layout = if args.wide { Layout::Wide } else { Layout::Tidy };
     let estimate = capture::estimate(&config, &tokens, &sites, layout);
     note(
@@ -55,8 +54,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         ),
     );
     // The weights are already here; a limit of the user's counts them too.
-    let (limit, weights) = match &global.memory {
-        Some(limit) => (Some(memory::parse(limit)?), config.parameters() * bench.dtype.size_in_bytes() as u64),
+    let (limit, weights) = match global.memory {
+        Some(limit) => (Some(limit), config.parameters() * bench.dtype.size_in_bytes() as u64),
         None => (None, 0),
     };
     let what = format!("capturing {} sites of {} tokens", sites.len(), tokens.count());
@@ -86,9 +85,6 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     }
     bench.source.digests()?; // weights that are not what they should be leave no result
     let all = batches(&tokens);
-    if all.len() > 1 && plan.edit_list().iter().any(interp::Edit::is_narrowed_by_prompt) {
-        return Err(request("edits of single prompts need all prompts in one batch; give fewer prompts"));
-    }
     let mut summary: Option<DataFrame> = None;
     let mut applied = Vec::new();
     let mut kept = Vec::new();
@@ -106,31 +102,22 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
                 }
                 write(part)
             })?;
-            applied = trace.edits().to_vec();
+            applied = Applied::larger(std::mem::take(&mut applied), trace.edits());
         }
         Ok(())
     })?;
-    bench.report_edits(&applied);
+    bench.report_edits(&applied)?;
     let summary = summary.ok_or_else(|| Error::Bug("a capture without sites".into()))?;
     let figure = figure::capture(&summary, 0)?;
-    let dir = report.dir().display().to_string();
+    let dir = report.out().display().to_string();
     let how = How { plan: &plan, applied, tokens: Some(&tokens), extra };
     let run = report.finish_files(global, bench, &figure, Vec::new(), how)?;
     match global.format {
         Format::Text => say(global, &format!("{rows_written} rows of {} sites\nwrote {dir}", sites.len())),
-        Format::Json => {
-            let mut all = Vec::new();
-            for part in &kept {
-                all.extend(rows(part)?);
-            }
-            print(&(json!({ "run": run, "rows": all }).to_string() + "\n"))
-        }
+        Format::Json => print(&object(&[("run", run.to_string()), ("rows", frame::json_of(&kept)?)])),
         Format::Csv => {
-            for (i, part) in kept.iter().enumerate() {
-                let text = csv(part)?;
-                print(if i == 0 { &text } else { text.split_once('\n').map_or("", |(_, rest)| rest) })?;
-            }
-            Ok(())
+            print(&kept.first().map_or(String::new(), |part| global.csv().names(part)))?;
+            kept.iter().try_for_each(|part| print(&global.csv().rows(part)?))
         }
     }
 }

@@ -9,14 +9,15 @@ use polars::df;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::models::show;
+use super::output::show;
 use super::source::open_files;
 use super::{note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// As for --model.
-    pub name: Option<String>,
+    #[arg(value_name = "NAME")]
+    pub named: Option<String>,
     /// The sha256 that a single weights file must have.
     #[arg(long, value_name = "HEX")]
     sha256: Option<String>,
@@ -33,6 +34,15 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(request("records are of values in f32; leave out --dtype"));
     }
     let record = args.known.as_deref().map(Record::load).transpose()?;
+    if let Some(path) = args.record.as_deref().filter(|path| path.is_symlink() || path.exists()) {
+        // An earlier record may be written again, and nothing else.
+        if path.is_symlink() || Record::load(path).is_err() {
+            return Err(Error::CannotWrite {
+                path: path.into(),
+                what: "it is there, and no record; name a new file".into(),
+            });
+        }
+    }
     let (_, _, source) = open_files(global)?;
     let files = source.files.as_ref().map(|files| files.weights.clone()).unwrap_or_default();
     let mut checks = vec![Check::new("tensors", Ok("names, shapes and types fit config.json".into()))];
@@ -40,7 +50,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let bench = Bench::open(&Global { strict: true, ..global.clone() })?;
     checks.push(Check::new("values", Ok("all finite".into())));
     let (model, tokenizer) = (&bench.model, bench.tokenizer.as_ref());
-    let token = tokenizer.and_then(Tokenizer::end_of_text).unwrap_or(0);
+    let token = tokenizer.and_then(Tokenizer::bos).unwrap_or(0);
     let tokens = Tokens::from_ids(vec![vec![token]])?;
     let forward = Plan::new().run(model, &tokens).map(|_| "finite logits".to_string());
     checks.push(Check::new("forward", forward.map_err(|e| e.to_string())));

@@ -11,5 +11,5 @@ pub struct Args {
 pub fn run(args: Args, command: &mut clap::Command) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "interp", &mut script);
-    super::report::print(&String::from_utf8_lossy(&script))
+    super::output::print(&String::from_utf8_lossy(&script))
 }

@@ -1,98 +1,97 @@
-//! `models convert`: a checkpoint of nanoGPT becomes a model that every command reads.
-//!
-//! The pickle is read by a second process with limits on memory and time. It writes plain weights, which this one then
-//! checks as it checks any others.
+//! `models convert`: PyTorch's weights become a model that every command reads.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use interp::ops::Gelu;
-use interp::weights::{Checkpoint, NanoGpt, nanogpt, write_model};
-use interp::{Config, Error, Result, Tokenizer, disk, memory};
+use interp::run_dir::Claim;
+use interp::weights::{Checkpoint, Places, find_torch, write_model};
+use interp::{Config, Error, Result, Tokenizer};
 use polars::df;
-use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::apart::{self, Activation, ModelArgs, Read};
 use super::args::Global;
-use super::models::show;
-use super::report::{output_dir, print};
+use super::note;
+use super::output::show;
+use super::report::{inputs, output_dir, with_arguments};
+use super::source::Bar;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The checkpoint that nanoGPT wrote, such as out-shakespeare-char/ckpt.pt.
-    checkpoint: PathBuf,
-    /// Its vocabulary of characters [default: meta.pkl beside it, or data/DATASET/meta.pkl below the current directory].
+    /// nanoGPT's checkpoint (out/ckpt.pt), a state_dict (.pt, .pth, .bin), a directory with pytorch_model.bin, or
+    /// owner/repo[@revision] whose weights are such a file.
+    #[arg(value_name = "FILE|DIR|OWNER/REPO")]
+    input: PathBuf,
+    /// nanoGPT's vocabulary of characters [default: meta.pkl beside the checkpoint, or data/DATASET/meta.pkl below the
+    /// current directory].
     #[arg(long, value_name = "meta.pkl", conflicts_with = "tokenizer")]
     meta: Option<PathBuf>,
-    /// GELU with which it was trained, which a checkpoint does not say: gelu is today's nanoGPT, gelu_new its older
-    /// versions and GPT-2's.
-    #[arg(long, value_enum, default_value = "gelu")]
-    activation: Activation,
+    /// GELU with which it was trained, where no config.json says so: gelu is today's nanoGPT, gelu_new its older versions,
+    /// minGPT's and GPT-2's [default for nanoGPT's checkpoints: gelu].
+    #[arg(long, value_enum)]
+    activation: Option<Activation>,
+    /// Heads per block of a state_dict that has no config.json beside it.
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
     /// Keep the rows with which nanoGPT pads GPT-2's vocabulary from 50,257 to 50,304.
     #[arg(long)]
     keep_padding: bool,
 }
 
-/// What the second process is told.
-#[derive(clap::Args, Debug)]
-pub struct ReaderArgs {
-    checkpoint: PathBuf,
-    dir: PathBuf,
-    #[arg(long, value_enum)]
-    activation: Activation,
-    #[arg(long)]
-    keep_padding: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Activation {
-    Gelu,
-    #[value(name = "gelu_new")]
-    GeluNew,
-}
-
-impl From<Activation> for Gelu {
-    fn from(activation: Activation) -> Self {
-        match activation {
-            Activation::Gelu => Gelu::Erf,
-            Activation::GeluNew => Gelu::Tanh,
-        }
-    }
-}
-
-/// What the second process answers; faults without the path, which the first one knows.
-#[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Read { dataset: Option<String>, steps: Option<u64>, trimmed: usize },
-    Missing(String),
-    Data(String),
-    TryAgain(String),
-}
-
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let out = output_dir("convert", global, &args.checkpoint.display().to_string())?;
+    let out = output_dir("convert", global, &args.input.display().to_string())?;
+    let claim = Claim::open(&out, "convert", &inputs())?;
     let given = match (&args.meta, &global.tokenizer) {
-        (Some(meta), _) => Some(nanogpt::characters(meta)?),
+        (Some(meta), _) => Some(apart::characters(meta)?),
         (None, Some(path)) => Some(Tokenizer::load(path)?),
         (None, None) => None,
     };
+    let mut places = Places::from_env()?;
+    places.offline |= global.offline;
+    let mut bar = Bar::new(global.quiet);
+    let files = find_torch(&args.input, &places, &mut bar)?;
+    bar.finish();
     let scratch = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
-    let (dataset, steps, trimmed) = read_apart(&args, scratch.path())?;
-    let tokenizer = match given {
-        Some(tokenizer) => Some(tokenizer),
-        None => vocabulary(&args.checkpoint, dataset.as_deref())?,
+    let Read { dataset, steps, trimmed, notes } = apart::model(&ModelArgs {
+        files: files.weights.clone(),
+        to: scratch.path().to_path_buf(),
+        beside: files.dir.clone(),
+        activation: args.activation,
+        heads: args.heads,
+        keep_padding: args.keep_padding,
+    })?;
+    for text in notes {
+        note(global.quiet, &format!("note: {text}"));
+    }
+    let tokenizer = match (given, &files.tokenizer) {
+        (Some(tokenizer), _) => Some(tokenizer),
+        (None, Some(path)) => Some(Tokenizer::load(path)?),
+        (None, None) => vocabulary(&files.dir, dataset.as_deref())?,
     };
 
     let config_path = scratch.path().join("config.json");
     let config = Config::parse(&interp::weights::read_small(&config_path, 1 << 20)?, &config_path)?;
     interp::weights::check_vocabulary(tokenizer.as_ref(), &config)?;
+    let tokenizer = tokenizer.map(|own| interp::weights::load_roles(own, &files.dir, &config)).transpose()?;
+    if let Some(tokenizer) = &tokenizer {
+        super::bench::remarks(tokenizer, global);
+    }
     let checkpoint = Checkpoint::open(&[scratch.path().join("model.safetensors")], &config)?;
     let loaded = checkpoint.load(candle_core::DType::F32, &candle_core::Device::Cpu)?;
     if !loaded.not_finite.is_empty() && global.strict {
         let what = format!("{} holds values that are not finite", loaded.not_finite.join(", "));
-        return Err(Error::Data { path: args.checkpoint, what });
+        return Err(Error::Data { path: args.input, what });
     }
-    disk::write_dir(&out)?;
-    write_model(&out, &loaded.model, tokenizer.as_ref())?;
+    write_model(claim.dir(), &loaded.model, tokenizer.as_ref())?;
+    let run = json!({
+        "command": "convert",
+        "input": args.input.to_string_lossy(),
+        "model": config.to_json(),
+        "steps": steps,
+        "dataset": dataset,
+        "versions": { "interp": env!("CARGO_PKG_VERSION") },
+    });
+    claim.finish(with_arguments(run))?;
 
     let frame = df!(
         "model" => [out.display().to_string()],
@@ -127,65 +126,11 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 }
 
 /// The characters that sample.py of nanoGPT would use.
-fn vocabulary(checkpoint: &Path, dataset: Option<&str>) -> Result<Option<Tokenizer>> {
+fn vocabulary(dir: &Path, dataset: Option<&str>) -> Result<Option<Tokenizer>> {
     let below = dataset
         .filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)))
         .map(|name| Path::new("data").join(name).join("meta.pkl"));
-    let beside = checkpoint.with_file_name("meta.pkl");
+    let beside = dir.join("meta.pkl");
     let meta = [Some(beside), below].into_iter().flatten().find(|path| path.is_file());
-    meta.map(|path| nanogpt::characters(&path)).transpose()
-}
-
-/// Has the checkpoint read by a second process, which leaves weights in `dir`.
-fn read_apart(args: &Args, dir: &Path) -> Result<(Option<String>, Option<u64>, usize)> {
-    let io = |source| Error::Io { path: args.checkpoint.clone(), source };
-    let mut reader = Command::new(std::env::current_exe().map_err(io)?);
-    reader.args(["models", "read-checkpoint"]).arg(&args.checkpoint).arg(dir);
-    reader.args(["--activation", Gelu::from(args.activation).name()]);
-    if args.keep_padding {
-        reader.arg("--keep-padding");
-    }
-    let output = reader.stdin(Stdio::null()).stderr(Stdio::null()).output().map_err(io)?;
-    let answer = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
-        Answer::Data(format!("reading it took more memory or time than weights do, or failed ({})", output.status))
-    });
-    match answer {
-        Answer::Read { dataset, steps, trimmed } => Ok((dataset, steps, trimmed)),
-        Answer::Missing(message) => Err(Error::Missing(message)),
-        Answer::Data(what) => Err(Error::Data { path: args.checkpoint.clone(), what }),
-        Answer::TryAgain(message) => Err(Error::TryAgain(message)),
-    }
-}
-
-/// The second process.
-pub fn read(args: ReaderArgs) -> Result<()> {
-    limit(&args.checkpoint)?;
-    let answer = read_limited(&args).unwrap_or_else(|e| match e {
-        Error::Missing(message) => Answer::Missing(message),
-        Error::TryAgain(_) | Error::Io { .. } | Error::CannotWrite { .. } => Answer::TryAgain(e.to_string()),
-        Error::Data { what, .. } => Answer::Data(what),
-        other => Answer::Data(other.to_string()),
-    });
-    print(&serde_json::to_string(&answer).map_err(|e| Error::Bug(e.to_string()))?)
-}
-
-fn read_limited(args: &ReaderArgs) -> Result<Answer> {
-    let mut checkpoint = NanoGpt::open(&args.checkpoint, args.activation.into())?;
-    memory::check("the weights", 8 * checkpoint.config().parameters(), None)?;
-    let trimmed = if args.keep_padding { 0 } else { checkpoint.trim_padding() };
-    let (dataset, steps) = (checkpoint.dataset().map(str::to_string), checkpoint.steps());
-    write_model(&args.dir, &checkpoint.load()?, None)?;
-    Ok(Answer::Read { dataset, steps, trimmed })
-}
-
-/// Memory and time that weights of this size may take.
-fn limit(checkpoint: &Path) -> Result<()> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let size = std::fs::metadata(checkpoint).map_or(0, |m| m.len());
-    let both = |n: u64| Rlimit { current: Some(n), maximum: Some(n) };
-    for (resource, most) in [(Resource::As, (1 << 30) + 3 * size), (Resource::Cpu, 30 + size / 10_000_000)] {
-        setrlimit(resource, both(most))
-            .map_err(|e| Error::Unavailable(format!("cannot limit memory and time: {e}")))?;
-    }
-    Ok(())
+    meta.map(|path| apart::characters(&path)).transpose()
 }

@@ -4,7 +4,7 @@ use interp::{Error, Result, memory};
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
-use super::report::{print, say};
+use super::output::{print, say};
 
 /// What frame and picture of a usual result take, which a dry run does not make: measured, 5 to 20 MB.
 const RESULT_BYTES: u64 = 12_000_000;

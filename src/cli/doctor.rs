@@ -6,9 +6,8 @@ use interp::{Error, Plan, Result, embedded, memory};
 use serde_json::json;
 
 use super::args::{Format, Global};
-use super::report::{print, say};
-
-pub(super) const PROMPT: &str = "When Mary and John went to the shop, John gave a drink to";
+use super::gpu::{self, PROMPT, described};
+use super::output::{print, say};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -19,8 +18,11 @@ pub struct Args {
 
 /// Shows what there is, and checks that the built-in model says what it should.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
+    if global.format == Format::Csv {
+        return Err(super::request("what doctor finds has no columns; use --format json"));
+    }
     if args.gpu {
-        return super::gpu::run(global);
+        return gpu::run(global);
     }
     let places = Places::from_env()?;
     let (device, why) = super::bench::chosen(global)?;
@@ -38,7 +40,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "devices": devices,
         "hub_cache": hub,
         "hub": places.endpoint,
-        "token": places.token.is_some(),
+        "token": token(&places) == "set",
         "offline": places.offline || global.offline,
         "matrix_gflops": gflops,
         "device": name,
@@ -60,7 +62,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             hub.unwrap_or_else(|| "none: set HF_HOME".into()),
             places.endpoint,
             if places.offline || global.offline { "offline" } else { "online on request" },
-            if places.token.is_some() { "set" } else { "not set" },
+            token(&places),
         );
         if let Some(SelfTest { load, forward, next }) = test {
             text += &format!(
@@ -114,21 +116,6 @@ fn devices(chosen: &Device, why: Option<String>) -> Vec<String> {
     }
 }
 
-/// A GPU in a line.
-pub(super) fn described(device: &Device) -> Result<String> {
-    let name = interp::device::name(device);
-    let gpu = interp::device::describe(device)?.ok_or_else(|| Error::Unavailable(format!("{name} is no GPU")))?;
-    Ok(format!(
-        "{name} ({}, capability {}, {} of {} free; driver for CUDA {}, cuBLAS {})",
-        gpu.name,
-        gpu.capability,
-        memory::human(gpu.free),
-        memory::human(gpu.memory),
-        gpu.driver,
-        gpu.cublas
-    ))
-}
-
 /// The widest vector instructions that the kernels will use.
 fn vectors() -> &'static str {
     #[cfg(target_arch = "x86_64")]
@@ -157,4 +144,13 @@ fn gemm_speed() -> Result<f64> {
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2.0 * 512.0 * 768.0 * 3072.0 / best / 1e9)
+}
+
+/// Whether there is a token, which is never shown.
+fn token(places: &Places) -> &'static str {
+    match places.token.read() {
+        Ok(Some(_)) => "set",
+        Ok(None) => "not set",
+        Err(_) => "set, but unusable",
+    }
 }

@@ -6,18 +6,22 @@ use interp::dataset::documents::{self, Documents};
 use interp::dataset::manifest::Manifest;
 use interp::dataset::plan::{Dtype, Plan, Request};
 use interp::dataset::sequences::Cut;
+use interp::error::no_such;
 use interp::export::{self, Export, Piece, Progress, row_bytes};
 use interp::shard::Layout;
 use interp::site::Site;
 use interp::text::Bos;
-use interp::{Error, Result, figure, gather, memory, weights};
+use interp::{Error, Result, figure, gather, limits, memory, weights};
 use polars::prelude::{DataFrame, df};
 use serde_json::json;
 
 use super::args::{Format, Global};
 use super::bench::Bench;
 use super::cost::{self, Estimate};
-use super::report::{bar, csv, output_dir, print, rows, say};
+use super::number::{long, whole};
+use super::output::{bar, object, print, say};
+use super::prompts::{no_special_in_tokens, reading};
+use super::report::{output_dir, save_figure};
 use super::stop::Stop;
 use super::{note, request};
 
@@ -55,7 +59,7 @@ struct Options {
     /// A text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// Files of texts: a line each; .jsonl, an object per line; .parquet, a row each; .bin, nanoGPT's tokens.
+    /// Files of texts: a line each; .jsonl or .ndjson, an object per line; .parquet, a row each; .bin, nanoGPT's tokens.
     #[arg(long, value_name = "PATH", conflicts_with = "prompt")]
     file: Vec<PathBuf>,
     /// The field or column with the text.
@@ -65,22 +69,22 @@ struct Options {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     label: Vec<String>,
     /// Tokens of a sequence at most [default: what the model reads].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::POSITIONS))]
     context: Option<usize>,
     /// Tokens between the starts of two windows of a long text [default: as long as they are].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::POSITIONS))]
     stride: Option<usize>,
-    /// Fill sequences across texts, with <|endoftext|> between them.
+    /// Fill sequences across texts, with the token that ends a text, such as <|endoftext|>, between them.
     #[arg(long)]
     pack: bool,
     /// Leave out the position at which a sequence starts, whose activations are huge.
     #[arg(long)]
     skip_first_token: bool,
     /// So many positions of each sequence, drawn by --seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::POSITIONS))]
     sample: Option<usize>,
     /// So many rows at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = long(1, limits::PART_ROWS))]
     max_tokens: Option<u64>,
     /// Rows in an order that --seed decides: sequences among all, rows within a part.
     #[arg(long)]
@@ -95,7 +99,7 @@ struct Options {
     #[arg(long)]
     covariance: bool,
     /// Rows of a part [default: as many as fit 256 MB].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = long(1, limits::PART_ROWS))]
     part_rows: Option<u64>,
     /// Only parts of the I-th of N pieces, from 0: another machine takes the others; then `export merge`.
     #[arg(long, value_name = "I/N", value_parser = piece)]
@@ -109,14 +113,13 @@ fn dtype(name: &str) -> std::result::Result<Dtype, String> {
     match name {
         "f32" => Ok(Dtype::F32),
         "f16" => Ok(Dtype::F16),
-        other => Err(format!("`{}` is no type of stored values; there are f32 and f16", other.escape_debug())),
+        other => Err(no_such("type of stored values", other, ["f32", "f16"].into_iter())),
     }
 }
 
 fn layout(name: &str) -> std::result::Result<Layout, String> {
-    let names = Layout::ALL.map(|(name, _)| name).join(", ");
     let found = Layout::ALL.iter().find(|(own, _)| *own == name).map(|(_, layout)| *layout);
-    found.ok_or_else(|| format!("`{}` is no layout; there are {names}", name.escape_debug()))
+    found.ok_or_else(|| no_such("layout", name, Layout::ALL.iter().map(|(name, _)| *name)))
 }
 
 fn piece(text: &str) -> std::result::Result<Piece, String> {
@@ -136,6 +139,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 }
 
 fn export(options: Options, global: &Global) -> Result<()> {
+    if !options.dry_run {
+        global.refuse(&["price"], "an export does not say what it cost; --dry-run says what it would")?;
+    }
     let mut bench = Bench::open(global)?;
     let config = bench.config().clone();
     let sites = sites(&options, config.n_layer)?;
@@ -145,31 +151,40 @@ fn export(options: Options, global: &Global) -> Result<()> {
     let per_row = row_bytes(&config, &sites, request.dtype);
     if let Some(room) = bench.room(global)? {
         // One batch is computed while the one before it is written; a part that is shuffled or an archive is held as a whole.
-        let batch = request.batch_tokens as u64 * per_row;
+        let batch = (request.batch_tokens as u64).saturating_mul(per_row);
         let part = if request.gathers() { request.part_rows.saturating_mul(per_row) } else { 0 };
-        memory::check("a batch and the rows that wait to be written", 3 * batch.max(part), Some(room))?;
+        let needed = batch.max(part).saturating_mul(3);
+        memory::check("a batch and the rows that wait to be written", needed, Some(room))?;
     }
     let texts = options.prompt.clone();
-    let (files, field, labels) = (options.file.clone(), options.field.clone(), options.label.clone());
+    let files = options.file.clone();
+    let reading = reading(global).field(&options.field).labels(&options.label);
+    no_special_in_tokens(global, &files)?;
     let documents = || -> Result<Documents> {
         if files.is_empty() {
             return Ok(documents::given(texts.clone()));
         }
         let mut all: Documents = Box::new(std::iter::empty());
         for path in &files {
-            all = Box::new(all.chain(documents::open(path, &field, &labels)?));
+            all = Box::new(all.chain(reading.open(path)?));
         }
         Ok(all)
     };
     drop(documents()?); // what cannot be read is better found before a directory is made
     let names: Vec<String> = sites.iter().map(Site::to_string).collect();
     if options.dry_run {
-        return dry_run(&bench, &request, documents()?, per_row, global);
+        return dry_run(&bench, &request, documents, per_row, global);
     }
     let dir = output_dir("export", global, &format!("{} {}", names.join(" "), request.text.join(" ")))?;
     let tokenizer = bench.tokenizer()?;
     let mut work = Export::open(&bench.model, tokenizer, &dir, &request, documents)?;
-    let bytes = work.plan().rows() * per_row;
+    if request.gathers() {
+        let most = work.plan().parts.iter().map(|part| part.rows).max().unwrap_or(0);
+        let what =
+            format!("a part of {most} rows, which is held as a whole (--part-rows makes it smaller in another --out),");
+        memory::check(&what, memory::product(&[3, most, per_row]), bench.room(global)?)?;
+    }
+    let bytes = work.plan().rows().saturating_mul(per_row);
     room_on_disk(&dir, bytes)?;
     let piece = options.shard.unwrap_or(Piece { index: 0, of: 1 });
     let (parts, all) = (work.plan().parts.len(), work.plan().rows());
@@ -213,27 +228,30 @@ fn export(options: Options, global: &Global) -> Result<()> {
 fn sealed(dir: &Path, manifest: Manifest, plan: &Plan, how: &str, global: &Global) -> Result<()> {
     let frame = statistics(&manifest, plan)?;
     let picture = figure::export(&frame)?;
-    interp::disk::write_bytes(&dir.join("figure.svg"), picture.svg()?.as_bytes())?;
-    interp::disk::write_bytes(&dir.join("figure.png"), &picture.png()?)?;
+    save_figure(dir, &picture, global)?;
     let size = memory::human(manifest.bytes);
     let parts = manifest.parts.len();
     let summary = format!("{how}\n{}, {size}, sealed\nwrote {}", counted(parts, "part"), dir.display());
-    tell(
-        &frame,
-        &summary,
-        json!({ "dir": dir, "rows": manifest.rows, "bytes": manifest.bytes, "parts": parts }),
-        global,
-    )
-}
-
-fn tell(frame: &DataFrame, summary: &str, mut data: serde_json::Value, global: &Global) -> Result<()> {
+    let mut data = vec![("dir", json!(dir.to_string_lossy()).to_string())];
+    if dir.to_str().is_none() {
+        data.push(("dir_is_lossy", "true".to_string()));
+        note(
+            global.quiet,
+            &format!("note: the name of {} is not UTF-8, and is shown with � for what is not", dir.display()),
+        );
+    }
     match global.format {
-        Format::Text => say(global, summary),
-        Format::Csv => print(&csv(frame)?),
+        Format::Text => say(global, &summary),
+        Format::Csv => print(&global.csv().text(&frame)?),
         Format::Json => {
-            data["sites"] = json!(rows(frame)?);
-            data["memory"] = json!({ "peak": memory::peak() });
-            print(&(data.to_string() + "\n"))
+            data.extend([
+                ("rows", manifest.rows.to_string()),
+                ("bytes", manifest.bytes.to_string()),
+                ("parts", parts.to_string()),
+                ("sites", interp::frame::json(&frame)?),
+                ("memory", json!({ "peak": memory::peak() }).to_string()),
+            ]);
+            print(&object(&data))
         }
     }
 }
@@ -275,13 +293,13 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
     let config = bench.config().clone();
     let tokenizer = bench.tokenizer()?;
     let end = tokenizer.end_of_text();
-    let start = match (global.encoding().bos, end) {
+    let start = match (global.encoding().bos, tokenizer.bos()) {
         (Bos::No, _) => None,
-        (Bos::Yes, None) => return Err(request("this tokenizer has no <|endoftext|> to start sequences with")),
-        (_, end) => end,
+        (Bos::Yes, None) => return Err(request("this tokenizer has no token to start sequences with; use --bos no")),
+        (_, start) => start,
     };
     if options.pack && end.is_none() {
-        return Err(request("this tokenizer has no <|endoftext|> to keep packed texts apart"));
+        return Err(request("this tokenizer has no end-of-text token to keep packed texts apart"));
     }
     let context = options.context.unwrap_or(config.n_positions);
     let cut = Cut {
@@ -290,12 +308,14 @@ fn asked(options: &Options, sites: &[Site], bench: &mut Bench, global: &Global) 
         pack: options.pack,
         whole: options.layout == Layout::Saelens,
         start,
+        start_twice: start.is_some() && global.encoding().bos == Bos::Yes,
         between: end.filter(|_| options.pack),
         skip_first: options.skip_first_token,
         sample: options.sample,
         max_tokens: options.max_tokens,
         shuffle: options.shuffle,
         seed: global.seed,
+        allow_special: global.allow_special,
     };
     let digests = bench.source.digests()?;
     let usual = export::request(&bench.model, bench.tokenizer()?, sites);
@@ -336,14 +356,18 @@ fn room_on_disk(dir: &Path, bytes: u64) -> Result<()> {
 }
 
 /// Says what an export would amount to, from the text itself and one measured batch.
-fn dry_run(bench: &Bench, request: &Request, documents: Documents, per_row: u64, global: &Global) -> Result<()> {
+fn dry_run(
+    bench: &Bench,
+    request: &Request,
+    documents: impl Fn() -> Result<Documents>,
+    per_row: u64,
+    global: &Global,
+) -> Result<()> {
     let dir = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
-    let mut first = Some(documents);
-    let take = || first.take().ok_or_else(|| Error::Bug("text that was read twice".into()));
-    let mut work = Export::open(&bench.model, bench.tokenizer()?, dir.path(), request, take)?;
+    let mut work = Export::open(&bench.model, bench.tokenizer()?, dir.path(), request, documents)?;
     let (all, parts) = (work.plan().rows(), work.plan().parts.len());
     let rate = work.measure()?;
-    let bytes = all * per_row;
+    let bytes = all.saturating_mul(per_row);
     let seconds = all as f64 / rate;
     let free = interp::disk::free(&std::env::current_dir().unwrap_or_default());
     let estimate = Estimate {

@@ -1,4 +1,3 @@
-use interp::texts::Texts;
 use interp::textset::TextSet;
 use interp::train::Trainer;
 use interp::{Error, Result};
@@ -12,14 +11,18 @@ pub fn run(args: training::Args, global: &Global) -> Result<()> {
     if recipe.data.language.is_some() {
         return Err(request("finetune reads text; train reads a language"));
     }
+    let name = format!("{} {}", global.model, args.file.first().map_or("".into(), |path| path.display().to_string()));
+    let kept = training::claim("finetune", &args, &recipe, &base, global, &name)?;
     // Weights are kept in f32, whatever they are multiplied in.
     let mut bench = Bench::open(&Global { dtype: Some(Dtype::F32), ..global.clone() })?;
+    training::can_start(bench.config(), global)?;
     let block_size = recipe.block_size(bench.config())?;
     let tokenizer = bench.tokenizer()?.clone();
     if recipe.data.tokenizer.is_some() {
         return Err(request("finetune keeps the model's tokenizer; leave out data.tokenizer"));
     }
-    let tokens = Texts::read(&recipe.data, &base)?.encode(&tokenizer)?;
+    let texts = training::texts(&recipe, &base, global)?;
+    let tokens = texts.encode(&tokenizer, global.allow_special)?;
     let text = TextSet::new(tokens, recipe.train.seed, block_size)?;
     let vocab_size = bench.config().vocab_size;
     if text.largest() as usize >= vocab_size {
@@ -31,8 +34,6 @@ pub fn run(args: training::Args, global: &Global) -> Result<()> {
     }
     let origin = bench.source.digests()?.weights.join(" ");
     let trainer = Trainer::from_model(recipe, &bench.model, &origin, tokenizer, Box::new(text))?;
-    let name =
-        format!("{} {}", bench.source.name, args.file.first().map_or("".into(), |path| path.display().to_string()));
     drop(bench);
-    training::run("finetune", trainer, &args, global, &name)
+    training::run("finetune", trainer, kept, &args, global)
 }

@@ -5,14 +5,17 @@ use std::time::Instant;
 use interp::generate::{Options, Written, generate};
 use interp::sampling::Sampling;
 use interp::text::{Bos, END_OF_TEXT, Encoding};
-use interp::{Edit, Result, Tokens, figure, memory};
+use interp::{Edit, Result, Tokens, figure, limits, memory};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Edits, Format, Global, Text};
 use super::bench::Bench;
 use super::cost::{self, Estimate};
-use super::report::{How, Outcome, Report, print};
+use super::honours::OF_TEXT;
+use super::number::whole;
+use super::output::print;
+use super::report::{How, Outcome, Report};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -22,10 +25,10 @@ pub struct Args {
     #[arg(long, value_name = "START")]
     start: Option<String>,
     /// Tokens to write at most.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole(1, limits::NEW_TOKENS))]
     max_new_tokens: usize,
     /// Texts per prompt.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, limits::SAMPLES))]
     num_samples: usize,
     /// Divides the logits before drawing; 0 takes the likeliest token [default: 1].
     #[arg(long, value_name = "T")]
@@ -34,7 +37,7 @@ pub struct Args {
     #[arg(long)]
     greedy: bool,
     /// Draw from the K likeliest tokens.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole(1, limits::VOCABULARY))]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that hold this share of the probability.
     #[arg(long, value_name = "P")]
@@ -45,7 +48,7 @@ pub struct Args {
     /// End a text where it says this; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on after <|endoftext|>.
+    /// Go on after a token that ends a text, such as <|endoftext|>.
     #[arg(long)]
     ignore_end: bool,
     /// Go on past the model's context: from there on it sees the last tokens only.
@@ -105,16 +108,17 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         shown.push(bench.name(&tokens).as_bytes())?;
     }
     let mut each = |written: Written| -> Result<()> {
-        if !stream || Some(written.token) == tokenizer.end_of_text() {
+        if !stream || tokenizer.ends().contains(&written.token) {
             return Ok(());
         }
         shown.push(&tokenizer.bytes(written.token).unwrap_or_default())
     };
-    let (frame, applied) = generate(&bench.model, tokenizer, &tokens, &edits, &options, &mut each)?;
-    bench.report_edits(&applied);
+    let written = generate(&bench.model, tokenizer, &tokens, &edits, &options, &mut each);
     if stream {
         shown.end()?;
     }
+    let (frame, applied) = written?;
+    bench.report_edits(&applied)?;
     let summary = summary(&frame, !stream)?;
     let sampling = &options.sampling;
     let extra = json!({
@@ -140,21 +144,31 @@ fn starts(args: &Args, bench: &Bench, global: &Global) -> Result<Tokens> {
     let start = match &args.start {
         Some(_) if given => return Err(request("give text by one of --start, --prompt, --file and -, not by several")),
         None if given && args.window => {
-            let texts = super::prompts::read_prompts(text)?;
+            if text.truncate.is_some() {
+                return Err(request(
+                    "--truncate would do nothing: with --window prompts may be longer than the context",
+                ));
+            }
+            let texts = super::prompts::read_prompts(text, global)?;
             return bench.tokenizer()?.tokens(&texts, global.encoding());
         }
         None if given => return bench.tokens(global, text),
         start => start.as_deref().unwrap_or(END_OF_TEXT),
     };
+    text.refuse("--start says how the text begins")?;
     let tokenizer = bench.tokenizer()?;
     if start == END_OF_TEXT {
+        global.refuse(OF_TEXT, "without a text it begins with <|endoftext|>")?;
+        if tokenizer.bos().is_none() {
+            return Err(request("this tokenizer has no token that starts a text; give one by --prompt or --start"));
+        }
         return tokenizer.tokens(&[""], Encoding { bos: Bos::Yes, allow_special: false });
     }
     let text = match start.strip_prefix("FILE:") {
         None => start.to_string(),
         Some(path) => {
             let limit = interp::text::MAX_PROMPT as u64;
-            interp::weights::read_text(Path::new(path), limit)?
+            interp::weights::read_text(Path::new(path), limit)?.replace("\r\n", "\n")
         }
     };
     tokenizer.tokens(&[text], global.encoding())
@@ -174,8 +188,11 @@ fn estimate(
 ) -> Result<()> {
     let time = |count: usize| -> Result<f64> {
         let options = Options { max_new_tokens: count, ignore_end: true, stop: Vec::new(), ..options.clone() };
+        // What is edited only later than the sample goes costs as much as one step.
+        let reached = |edit: &&Edit| options.check(&bench.model, tokens, std::slice::from_ref(*edit)).is_ok();
+        let edits: Vec<Edit> = edits.iter().filter(reached).cloned().collect();
         let start = Instant::now();
-        generate(&bench.model, bench.tokenizer()?, tokens, edits, &options, &mut |_| Ok(()))?;
+        generate(&bench.model, bench.tokenizer()?, tokens, &edits, &options, &mut |_| Ok(()))?;
         Ok(start.elapsed().as_secs_f64())
     };
     let all = options.max_new_tokens;
@@ -205,8 +222,10 @@ fn fits(bench: &Bench, tokens: &Tokens, options: &Options, global: &Global) -> R
     let texts = (tokens.len() * options.num_samples) as u64;
     let length = (tokens.longest() + options.max_new_tokens).min(config.n_positions) as u64;
     let kept = 2 * (config.n_layer * config.n_head * config.head_dim) as u64 * length;
-    let needed = texts * (kept + 3 * config.vocab_size as u64) * 4;
-    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    // What was written stands in the frame and in its figure: ids, texts and log-probabilities.
+    let written = 64 * options.max_new_tokens as u64;
+    let needed = memory::product(&[texts, 4 * (kept + 3 * config.vocab_size as u64) + written]);
+    let limit = global.memory;
     memory::check(&format!("keys and values of {texts} texts of {length} tokens"), needed, limit)?;
     Ok(needed)
 }

@@ -14,14 +14,29 @@ use interp::sweep::Sweep;
 use interp::target::Target;
 use interp::textset::TextSet;
 use interp::train::Trainer;
-use interp::{Config, Error, Gpt2, LogitsAt, Plan, Result, Site, Tokens, embedded};
+use interp::{Config, Error, Gpt2, LogitsAt, Plan, Result, Site, Tokens, embedded, memory};
 use serde_json::json;
 
 use super::args::{Format, Global};
-use super::doctor::{PROMPT, described};
-use super::report::{print, rows, say};
+use super::output::{object, print, say};
 
+pub(super) const PROMPT: &str = "When Mary and John went to the shop, John gave a drink to";
 const CORRUPT: &str = "When Mary and John went to the shop, Mary gave a drink to";
+
+/// A GPU in a line.
+pub(super) fn described(device: &Device) -> Result<String> {
+    let name = interp::device::name(device);
+    let gpu = interp::device::describe(device)?.ok_or_else(|| Error::Unavailable(format!("{name} is no GPU")))?;
+    Ok(format!(
+        "{name} ({}, capability {}, {} of {} free; driver for CUDA {}, cuBLAS {})",
+        gpu.name,
+        gpu.capability,
+        memory::human(gpu.free),
+        memory::human(gpu.memory),
+        gpu.driver,
+        gpu.cublas
+    ))
+}
 
 /// Compares a GPU with the CPU, and measures it.
 pub fn run(global: &Global) -> Result<()> {
@@ -61,7 +76,12 @@ pub fn run(global: &Global) -> Result<()> {
             .iter()
             .map(|s| json!({ "what": s.what, "value": s.value, "unit": s.unit, "share": s.share.map(|x| x.0), "of": s.share.map(|x| x.1) }))
             .collect();
-        print(&(json!({ "device": name, "agreement": rows(&frame)?, "speeds": speeds }).to_string() + "\n"))?;
+        let agreement = interp::frame::json(&frame)?;
+        print(&object(&[
+            ("device", json!(name).to_string()),
+            ("agreement", agreement),
+            ("speeds", json!(speeds).to_string()),
+        ]))?;
     }
     match failed.is_empty() {
         true => Ok(()),

@@ -3,13 +3,16 @@ use std::path::PathBuf;
 use interp::circuits::{Basis, Circuits};
 use interp::detector::{self, Detector, Measure};
 use interp::heads::{self, Atlas};
-use interp::{Error, Plan, Result, Site, Tokens, composition, figure, page, weights};
+use interp::{Error, Plan, Result, Site, Tokens, composition, figure, limits, page, weights};
 use polars::prelude::DataFrame;
 use serde_json::{Value, json};
 
 use super::args::{Global, Text};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::honours::OF_TEXT;
+use super::number::whole;
+use super::output::{bar, counted};
+use super::report::{How, Outcome, Report};
 use super::request;
 
 /// Heads per score that the summary names.
@@ -22,7 +25,7 @@ pub struct Args {
     composition: bool,
     /// Score heads on the prompts by TransformerLens's detectors instead: previous_token_head, duplicate_token_head,
     /// induction_head; several with commas.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 1..)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     detect: Vec<String>,
     /// A detector of your own: a JSON file with a list of rows, one weight per key, 0 where the key comes later.
     #[arg(long, value_name = "FILE")]
@@ -40,11 +43,11 @@ pub struct Args {
     #[arg(long, value_name = "BASIS", default_value = "published")]
     basis: String,
     /// Sequences of random tokens.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    sequences: u32,
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(1, 1000_usize))]
+    sequences: usize,
     /// Random tokens in a sequence, before they are repeated.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..))]
-    length: u32,
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole(2, limits::POSITIONS))]
+    length: usize,
     #[command(flatten)]
     text: Text,
 }
@@ -56,10 +59,21 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             "composition is a matter of weights and takes no text; leave out --prompt or --composition",
         ));
     }
-    if args.composition {
-        composed(basis, global)
-    } else if !args.detect.is_empty() || args.pattern.is_some() {
+    let detects = !args.detect.is_empty() || args.pattern.is_some();
+    if !args.text.is_given() {
+        let what = if args.composition { "composition is a matter of weights" } else { "the tokens are random ones" };
+        global.refuse(OF_TEXT, what)?;
+        args.text.refuse(what)?;
+    }
+    if !detects {
+        global.refuse(&["measure exclude_bos exclude_current_token"], "it is about --detect and --pattern")?;
+    }
+    if detects {
+        global.refuse(&["seed sequences length basis"], "detectors look at the attention of the prompts")?;
         detected(&args, global)
+    } else if args.composition {
+        global.refuse(&["sequences length"], "composition is a matter of weights")?;
+        composed(basis, global)
     } else {
         atlas(&args, basis, global)
     }
@@ -68,7 +82,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
 fn atlas(args: &Args, basis: Basis, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     let text = if args.text.is_given() { Some(prompts(&bench, args, global)?) } else { None };
-    let (sequences, length) = (args.sequences as usize, args.length as usize);
+    let (sequences, length) = (args.sequences, args.length);
     let random = heads::repeated(bench.config(), bench.tokenizer.as_ref(), sequences, length, global.seed)?;
     let used = random.longest() / 2;
     let name = text.as_ref().map_or(format!("{basis} {sequences} x {used}"), |t| format!("{basis} {}", bench.name(t)));
@@ -104,6 +118,9 @@ fn atlas(args: &Args, basis: Basis, global: &Global) -> Result<()> {
         "text_scores_are_of": if text.is_some() { "the prompts" } else { "the random tokens" },
     });
     note_basis(&mut extra, basis);
+    if text.is_none() {
+        extra["bos"] = Value::Null;
+    }
     let plan = Plan::new().reads((0..bench.config().n_layer).map(Site::Pattern));
     let outcome = Outcome {
         page: std::iter::once(page::heads(&frame)?)
@@ -122,13 +139,15 @@ fn composed(basis: Basis, global: &Global) -> Result<()> {
     if bench.config().n_layer < 2 {
         return Err(request("this model has one layer; heads compose with those of later layers"));
     }
+    let (layers, heads) = (bench.config().n_layer as u64, bench.config().n_head as u64);
+    bench.check_rows(3 * heads * heads * layers * (layers - 1) / 2, global)?;
     let report = Report::begin("heads", global, &format!("{} composition {basis}", bench.source.name))?;
     let bar = bar(global.quiet, 0, "{pos}/{len} pairs of layers [{wide_bar}] {eta} left");
     let circuits = Circuits::of(&bench.model, basis);
     let frame = composition::scores(&circuits, global.seed, &mut counted(&bar))?;
     bar.finish_and_clear();
     drop(circuits);
-    let mut extra = json!({ "shown": figure::strongest_kind(&frame)? });
+    let mut extra = json!({ "shown": figure::strongest_kind(&frame)?, "bos": Value::Null });
     note_basis(&mut extra, basis);
     let outcome = Outcome {
         page: Vec::new(),

@@ -1,17 +1,18 @@
 use interp::lens::{self, LayerNormConvention};
-use interp::{Result, figure, page};
+use interp::{Result, figure, limits, memory, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
+use super::number::whole;
 use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// How many predictions per layer and position.
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    top: u32,
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = whole(1, limits::VOCABULARY))]
+    top: usize,
     /// How an intermediate stream passes the last LayerNorm: recompute (the logit lens) or final-scale.
     #[arg(long, value_name = "CONVENTION", default_value = "recompute")]
     ln: String,
@@ -26,11 +27,14 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let bench = Bench::open(global)?;
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.reads(lens::sites(bench.config().n_layer));
-    plan.check(bench.config(), &tokens)?;
+    bench.check(&plan, &tokens)?;
+    let layers = bench.config().n_layer as u64 + 1;
+    let top = args.top.min(bench.config().vocab_size) as u64;
+    bench.check_rows(memory::product(&[tokens.count() as u64, layers, top]), global)?;
     let report = Report::begin("lens", global, &format!("{convention} {}", bench.name(&tokens)))?;
     let tokenizer = bench.tokenizer()?;
-    let (frame, applied) = bench
-        .run(&plan, &tokens, |trace| lens::from_trace(&bench.model, tokenizer, trace, args.top as usize, convention))?;
+    let (frame, applied) =
+        bench.run(&plan, &tokens, |trace| lens::from_trace(&bench.model, tokenizer, trace, args.top, convention))?;
     let outcome = Outcome {
         page: vec![page::lens(&frame)?],
         figure: figure::lens(&frame, 0)?,

@@ -1,9 +1,11 @@
 //! The command line: one small file per command.
 
 mod ablate;
+mod apart;
 mod args;
 mod attention;
 mod attribute;
+pub mod backtrace;
 mod behave;
 mod bench;
 mod calibrate;
@@ -19,9 +21,12 @@ mod finetune;
 mod generate;
 mod gpu;
 mod heads;
+mod honours;
 mod lens;
 mod models;
 mod neurons;
+mod number;
+mod output;
 mod pairs;
 mod patch;
 mod paths;
@@ -44,12 +49,13 @@ mod tokens;
 mod train;
 mod training;
 mod verify;
+mod words;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use interp::error::{Kind, printable};
 use interp::{Error, Result};
 
@@ -133,19 +139,33 @@ enum Command {
     Verify(verify::Args),
 }
 
-/// Runs a command line and returns the exit code of sysexits.h.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+/// Runs a command line and returns the exit code of sysexits.h; `notes` are said first.
+pub fn main(arguments: impl Iterator<Item = OsString>, notes: &[String]) -> ExitCode {
+    let (arguments, root): (Vec<OsString>, _) = (arguments.collect(), words::tree());
+    let here = match words::check(&root, &arguments) {
+        Ok(here) => here,
+        Err(what) => {
+            complain(&what);
+            return ExitCode::from(2);
+        }
+    };
+    let read = root.clone().try_get_matches_from(arguments).and_then(|found| {
+        let mut cli = Cli::from_arg_matches(&found)?;
+        cli.global.given = honours::Given::of(&found);
+        Ok(cli)
+    });
+    let cli = match read {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            complain(&one_line(&e.to_string()));
+            complain(&words::with_dashes_told(&words::explain(&e, &root, here)));
             return ExitCode::from(2);
         }
         Err(e) => {
-            let _ = report::print(&e.to_string());
+            let _ = output::print(&e.to_string());
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
+    notes.iter().for_each(|text| note(cli.global.quiet, text));
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli)));
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -154,6 +174,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let what = panic.downcast_ref::<String>().cloned();
             let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
             complain(&format!("internal: {what}; this is a bug, please report it with the command line"));
+            backtrace::show();
             ExitCode::from(70)
         }
     }
@@ -161,12 +182,22 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// Says what went wrong, and its exit code.
 pub fn failed(e: &Error) -> ExitCode {
-    complain(&e.to_string());
+    match e.kind() {
+        Kind::Request => complain(&words::with_dashes_told(&e.to_string())),
+        _ => complain(&e.to_string()),
+    }
+    if let Error::Tensor(e) = e {
+        backtrace::of_candle(e);
+    }
     ExitCode::from(exit_code(e.kind()))
 }
 
 fn run(cli: Cli) -> Result<()> {
     let Cli { global, command } = cli;
+    global.given.check()?;
+    if global.escape_formulas && global.format != args::Format::Csv {
+        return Err(request("--escape-formulas is for --format csv: text and JSON hold no formulas"));
+    }
     match command {
         Command::Ablate(args) => ablate::run(args, &global),
         Command::Attention(args) => attention::run(args, &global),
@@ -218,17 +249,6 @@ fn exit_code(kind: Kind) -> u8 {
     }
 }
 
-/// clap's message without its usage and help lines.
-fn one_line(message: &str) -> String {
-    let kept: Vec<&str> = message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
-        .take_while(|line| !line.starts_with("Usage:"))
-        .collect();
-    kept.join(" ").trim_start_matches("error: ").to_string()
-}
-
 /// One line on stderr.
 fn complain(message: &str) {
     use std::io::Write;
@@ -262,8 +282,9 @@ fn layer_range(text: &str, layers: usize) -> Result<(usize, usize)> {
 }
 
 /// What stands in a list for the second time.
-fn doubled<T: PartialEq>(all: &[T]) -> Option<&T> {
-    (1..all.len()).find(|&i| all[..i].contains(&all[i])).map(|i| &all[i])
+fn doubled<T: Ord>(all: &[T]) -> Option<&T> {
+    let mut seen = std::collections::BTreeSet::new();
+    all.iter().find(|one| !seen.insert(*one))
 }
 
 /// A bad option.

@@ -4,13 +4,11 @@ use interp::config::{Config, PUBLISHED};
 use interp::weights::{self, Places, Repository};
 use interp::{Error, Result, catalogue, memory};
 use polars::df;
-use polars::prelude::DataFrame;
-use serde_json::json;
 
-use super::args::{Format, Global};
-use super::report::{csv, print, rows, say};
+use super::args::Global;
+use super::output::{say, show};
 use super::source::{Bar, open_files};
-use super::{check, convert, note, request};
+use super::{apart, check, convert, note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -25,7 +23,8 @@ enum Action {
     /// One model: shape, files, hashes.
     Info {
         /// As for --model.
-        name: Option<String>,
+        #[arg(value_name = "NAME")]
+        named: Option<String>,
     },
     /// Checks files against their hashes, tensors against the config, values for NaN, and what the model computes against what is
     /// known of it: published numbers, or a record.
@@ -33,41 +32,39 @@ enum Action {
     /// Downloads into the Hugging Face cache.
     Download {
         /// A published size or owner/repo[@revision].
-        name: Option<String>,
+        #[arg(value_name = "NAME")]
+        named: Option<String>,
         /// All published sizes.
         #[arg(long)]
         all: bool,
     },
-    /// Makes a model of a checkpoint of nanoGPT.
+    /// Makes a model of PyTorch's weights: a checkpoint of nanoGPT, pytorch_model.bin, or a state_dict.
     Convert(convert::Args),
-    /// The process in which `convert` reads a pickle.
+    /// The process in which weights are read from a pickle.
     #[command(hide = true)]
-    ReadCheckpoint(convert::ReaderArgs),
+    ReadCheckpoint(apart::ModelArgs),
+    /// The process in which a vocabulary is read from a pickle.
+    #[command(hide = true)]
+    ReadCharacters(apart::CharactersArgs),
 }
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
     match args.action {
         Action::List => list(global),
-        Action::Info { name } => info(&named(global, name)),
-        Action::Verify(args) => check::run(&args, &named(global, args.name.clone())),
-        Action::Download { name, all } => download(global, name, all),
+        Action::Info { named: name } => info(&named(global, name)?),
+        Action::Verify(args) => check::run(&args, &named(global, args.named.clone())?),
+        Action::Download { named: name, all } => download(global, name, all),
         Action::Convert(args) => convert::run(args, global),
-        Action::ReadCheckpoint(args) => convert::read(args),
+        Action::ReadCheckpoint(args) => apart::read_model(&args),
+        Action::ReadCharacters(args) => apart::read_characters(&args),
     }
 }
 
 /// The options with the positional name in place of `--model`.
-fn named(global: &Global, name: Option<String>) -> Global {
-    let model = name.unwrap_or_else(|| global.model.clone());
-    Global { model, ..global.clone() }
-}
-
-pub fn show(global: &Global, frame: &DataFrame, text: String) -> Result<()> {
-    match global.format {
-        Format::Text => say(global, &text),
-        Format::Json => print(&(json!({ "rows": rows(frame)? }).to_string() + "\n")),
-        Format::Csv => print(&csv(frame)?),
-    }
+fn named(global: &Global, name: Option<String>) -> Result<Global> {
+    let Some(model) = name else { return Ok(global.clone()) };
+    global.refuse(&["model"], &format!("{model} is named as well"))?;
+    Ok(Global { model, ..global.clone() })
 }
 
 fn list(global: &Global) -> Result<()> {
@@ -102,6 +99,9 @@ fn info(global: &Global) -> Result<()> {
     let (checkpoint, tokenizer, mut source) = open_files(global)?;
     let config = checkpoint.config();
     let origin = source.files.as_ref().map_or("built in".to_string(), |files| files.origin.clone());
+    for text in checkpoint.notes() {
+        note(global.quiet, &format!("note: {text}"));
+    }
     let name = source.name.clone();
     let digests = source.digests()?;
     let weights = digests.weights.join(" ");
@@ -183,7 +183,7 @@ fn download(global: &Global, name: Option<String>, all: bool) -> Result<()> {
             }
             None => {
                 let mut bar = Bar::new(global.quiet);
-                let dir = weights::download(&repository, &places, &mut bar)?;
+                let dir = weights::download(&repository, weights::Format::Safetensors, &places, &mut bar)?;
                 bar.finish();
                 dir
             }

@@ -1,20 +1,21 @@
 use interp::site::{Site, resolve_layer};
-use interp::{Result, figure, neurons, page};
+use interp::{Result, figure, limits, memory, neurons, page};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::{Edits, Global, Text};
 use super::bench::Bench;
+use super::number::whole;
 use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Layer; -1 is the last.
-    #[arg(long, value_name = "L", value_parser = super::index, allow_negative_numbers = true)]
+    #[arg(long, value_name = "L", value_parser = super::index)]
     layer: i64,
     /// How many neurons, by largest absolute activation.
-    #[arg(long, value_name = "K", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
-    top: u32,
+    #[arg(long, value_name = "K", default_value_t = 24, value_parser = whole(1, limits::NEURONS))]
+    top: usize,
     /// Before GELU instead of after it.
     #[arg(long)]
     pre: bool,
@@ -30,9 +31,10 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let site = if args.pre { Site::MlpPre(layer) } else { Site::MlpPost(layer) };
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.read(site).until(layer + 1);
-    plan.check(bench.config(), &tokens)?;
+    bench.check(&plan, &tokens)?;
+    bench.check_rows(memory::product(&[tokens.count() as u64, args.top.min(bench.config().n_inner) as u64]), global)?;
     let report = Report::begin("neurons", global, &format!("layer {layer} {}", bench.name(&tokens)))?;
-    let (frame, applied) = bench.run(&plan, &tokens, |trace| neurons::from_trace(trace, site, args.top as usize))?;
+    let (frame, applied) = bench.run(&plan, &tokens, |trace| neurons::from_trace(trace, site, args.top))?;
     let outcome = Outcome {
         page: vec![page::neurons(&frame)?],
         figure: figure::neurons(&frame, 0)?,

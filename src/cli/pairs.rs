@@ -1,19 +1,21 @@
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use interp::answers::{Answered, answers};
+use interp::error::no_such;
 use interp::metric::Metric;
 use interp::pair::{Pair, Question};
 use interp::pairset::{Drawn, PairSet, SHIPPED};
-use interp::texts::jsonl;
-use interp::{Error, Plan, Result, Tokens, figure, stats, weights};
-use polars::prelude::{DataFrame, df};
-use serde::Deserialize;
+use interp::{Error, Plan, Result, Tokenizer, Tokens, figure, limits, memory, pairfile, stats, weights};
+use polars::prelude::{Column, DataFrame, df};
 use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bounded, say};
+use super::honours::LISTS;
+use super::number::whole;
+use super::output::{bounded, say};
+use super::report::{How, Outcome, Report};
 use super::request;
 
 /// Prompt pairs: one from the command line, or several from a set or a file.
@@ -31,8 +33,8 @@ pub struct PairArgs {
     /// The answer it is compared with, usually the corrupted prompt's.
     #[arg(long, value_name = "TOKEN")]
     pub wrong: Option<String>,
-    /// Several pairs: the name of a set (`interp pairs` lists them), a set as TOML, or JSONL with the fields clean, corrupt,
-    /// answer and wrong.
+    /// Several pairs: the name of a set (`interp pairs` lists them), a set as TOML, or a list as JSON lines, a JSON array or CSV with
+    /// the fields clean, corrupt, answer and wrong, or those of EAP-IG and MIB; other fields are labels.
     #[arg(long, value_name = "SET", conflicts_with = "clean")]
     pub pairs: Option<String>,
     #[command(flatten)]
@@ -42,47 +44,21 @@ pub struct PairArgs {
 /// How pairs are drawn from a set.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Draw {
-    /// Pairs to draw from a set [default: 20].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub num_pairs: Option<u32>,
-    /// What is corrupted, of what the set offers [default: the first].
+    /// Pairs to draw from a set [default: 20], or to take from a list, the first so many [default: all].
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::PAIRS))]
+    pub num_pairs: Option<usize>,
+    /// What is corrupted, of what the set offers [default: the first]; of a list NAME of corrupted_NAME or NAME_counterfactual.
     #[arg(long, value_name = "NAME")]
     pub corruption: Option<String>,
     /// Only this template of the set, counted from 0: prompts of one template are equally long.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0, limits::TEMPLATES))]
     pub template: Option<usize>,
     /// Leave out pairs whose clean prompt the model answers wrongly.
     #[arg(long)]
     pub right_only: bool,
 }
 
-const NUM_PAIRS: u32 = 20;
-
-/// A line of JSONL.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    clean: String,
-    corrupt: String,
-    answer: Texts,
-    wrong: Texts,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Texts {
-    One(String),
-    Several(Vec<String>),
-}
-
-impl From<Texts> for Vec<String> {
-    fn from(texts: Texts) -> Self {
-        match texts {
-            Texts::One(text) => vec![text],
-            Texts::Several(texts) => texts,
-        }
-    }
-}
+const NUM_PAIRS: usize = 20;
 
 /// Pairs in words, as they were asked for, and where they are from.
 pub struct Asked {
@@ -131,13 +107,15 @@ impl PairArgs {
             corrupt: self.corrupt.clone().unwrap_or_default(),
             answer: vec![answer.clone()],
             wrong: vec![wrong.clone()],
+            ..Drawn::default()
         };
         Ok(Asked { words: Source::Lines(vec![drawn]), name: clean.clone() })
     }
 }
 
 impl Draw {
-    fn given(&self) -> Option<&'static str> {
+    /// The first of these options that was given.
+    pub fn given(&self) -> Option<&'static str> {
         match self {
             Draw { num_pairs: Some(_), .. } => Some("--num-pairs"),
             Draw { corruption: Some(_), .. } => Some("--corruption"),
@@ -150,47 +128,45 @@ impl Draw {
 
 /// The pairs of a set or a file.
 pub fn asked(name: &str, draw: &Draw) -> Result<Asked> {
-    let words = read(name)?;
-    match (&words, draw.given()) {
-        (Source::Lines(_), Some(option)) => {
-            Err(request(format!("{option} goes with a set; {name} is a list of pairs")))
+    let mut words = read(name, draw.corruption.as_deref())?;
+    if let Source::Lines(lines) = &mut words {
+        if draw.template.is_some() {
+            return Err(request(format!("--template goes with a set; {name} is a list of pairs")));
         }
-        _ => Ok(Asked { words, name: name.to_string() }),
+        let wanted = draw.num_pairs.unwrap_or(lines.len());
+        if wanted > lines.len() {
+            return Err(request(format!("--num-pairs {wanted}: {name} holds {} pairs", lines.len())));
+        }
+        // With --right-only the first are taken of those that the model answers rightly.
+        lines.truncate(if draw.right_only { lines.len() } else { wanted });
     }
+    Ok(Asked { words, name: name.to_string() })
 }
 
 /// A set by name or path, or a list of pairs.
-fn read(name: &str) -> Result<Source> {
+fn read(name: &str, corruption: Option<&str>) -> Result<Source> {
     if let Some(set) = PairSet::shipped(name) {
         return Ok(Source::Set(Box::new(set?)));
     }
     let path = Path::new(name);
     if !path.exists() && path.extension().is_none() {
-        let all = SHIPPED.map(|(name, _)| name).join(", ");
-        return Err(request(format!("there is no set of pairs `{}`; there are {all}", name.escape_debug())));
+        return Err(request(no_such("set of pairs", name, SHIPPED.iter().map(|(name, _)| *name))));
     }
-    let text = weights::read_text(path, 16 << 20)?;
+    let text = weights::read_text(path, 64 << 20)?;
     if path.extension().is_some_and(|extension| extension == "toml") {
         return Ok(Source::Set(Box::new(PairSet::parse(&text, path)?)));
     }
-    let data = |what: String| Error::Data { path: PathBuf::from(path), what };
-    let parse = |(i, line): (usize, Value)| -> Result<Drawn> {
-        let line: Line = serde_json::from_value(line).map_err(|e| data(format!("line {i}: {e}")))?;
-        let (answer, wrong) = (line.answer.into(), line.wrong.into());
-        Ok(Drawn { template: String::new(), clean: line.clean, corrupt: line.corrupt, answer, wrong })
-    };
-    let lines: Vec<Drawn> = jsonl(&text, path)?.into_iter().map(parse).collect::<Result<_>>()?;
-    if lines.is_empty() { Err(data("holds no pair".into())) } else { Ok(Source::Lines(lines)) }
+    Ok(Source::Lines(pairfile::parse(&text, path, corruption)?))
 }
 
 impl Asked {
     /// The clean prompts with their answers; the corrupted ones may be missing.
     pub fn questions(&self, bench: &Bench, global: &Global, draw: &Draw) -> Result<(Vec<Question>, Value)> {
         if let Source::Lines(lines) = &self.words
-            && let [line] = lines.as_slice()
+            && let ([line], false) = (lines.as_slice(), draw.right_only)
         {
             let question = line.question(bench.tokenizer()?, global.encoding())?;
-            return Ok((vec![question], record(lines, 0)));
+            return Ok((vec![question], record(&worded(lines, bench.tokenizer()?), 0)));
         }
         let pairs = self.pairs(bench, global, draw)?;
         Ok((pairs.pairs.iter().map(|pair| pair.question().clone()).collect(), pairs.record()))
@@ -200,18 +176,14 @@ impl Asked {
     pub fn pairs(&self, bench: &Bench, global: &Global, draw: &Draw) -> Result<Pairs> {
         let (tokenizer, encoding) = (bench.tokenizer()?, global.encoding());
         let set = match &self.words {
-            Source::Lines(lines) => {
-                let pair = |(i, line): (usize, &Drawn)| {
-                    line.pair(tokenizer, encoding)
-                        .map_err(|e| if lines.len() > 1 { request(format!("pair {i}: {e}")) } else { e })
-                };
-                let pairs = lines.iter().enumerate().map(pair).collect::<Result<_>>()?;
-                return Ok(Pairs { drawn: lines.clone(), pairs, left_out: 0 });
-            }
+            Source::Lines(lines) => return listed(lines, bench, global, draw, &self.name),
             Source::Set(set) => set,
         };
-        let wanted = draw.num_pairs.unwrap_or(NUM_PAIRS) as usize;
+        let wanted = draw.num_pairs.unwrap_or(NUM_PAIRS);
         let mut found = Pairs { drawn: Vec::new(), pairs: Vec::new(), left_out: 0 };
+        // As words, and as tokens with their text.
+        let bytes = 4 * set.draw(draw.corruption.as_deref(), draw.template, global.seed, 0)?.bytes() as u64;
+        memory::check(&format!("{wanted} pairs"), memory::product(&[wanted as u64, bytes]), global.memory)?;
         let mut index = 0;
         while found.pairs.len() < wanted {
             let mut drawn = Vec::new();
@@ -248,15 +220,45 @@ impl Asked {
                 )));
             }
         }
-        if found.left_out > 0 {
-            let (left, kept) = (found.left_out, found.pairs.len());
-            super::note(
-                global.quiet,
-                &format!("note: left out {left} pairs that the model answers wrongly, kept {kept}"),
-            );
-        }
+        found.note_left_out(global);
         Ok(found)
     }
+}
+
+/// The pairs of a list, as tokens of a model.
+fn listed(lines: &[Drawn], bench: &Bench, global: &Global, draw: &Draw, name: &str) -> Result<Pairs> {
+    let (tokenizer, encoding) = (bench.tokenizer()?, global.encoding());
+    let pair = |(i, line): (usize, &Drawn)| {
+        line.pair(tokenizer, encoding).map_err(|e| if lines.len() > 1 { request(format!("pair {i}: {e}")) } else { e })
+    };
+    let pairs = lines.iter().enumerate().map(pair).collect::<Result<Vec<_>>>()?;
+    let drawn = worded(lines, tokenizer);
+    if !draw.right_only {
+        return Ok(Pairs { drawn, pairs, left_out: 0 });
+    }
+    let right: Vec<bool> = answers(&bench.model, &pairs)?.iter().map(Answered::is_right).collect();
+    let kept = |i: &usize| right[*i];
+    let wanted = draw.num_pairs.unwrap_or(usize::MAX);
+    let chosen: Vec<usize> = (0..pairs.len()).filter(kept).take(wanted).collect();
+    if chosen.is_empty() || (draw.num_pairs.is_some() && chosen.len() < wanted) {
+        return Err(request(format!(
+            "the model answers {} of the {} pairs of {name} rightly, too few for --right-only",
+            chosen.len(),
+            pairs.len()
+        )));
+    }
+    let left_out = chosen.last().map_or(0, |last| last + 1) - chosen.len();
+    let found = Pairs {
+        drawn: chosen.iter().map(|&i| drawn[i].clone()).collect(),
+        pairs: chosen.iter().map(|&i| pairs[i].clone()).collect(),
+        left_out: if draw.num_pairs.is_some() { left_out } else { pairs.len() - chosen.len() },
+    };
+    found.note_left_out(global);
+    Ok(found)
+}
+
+fn worded(lines: &[Drawn], tokenizer: &Tokenizer) -> Vec<Drawn> {
+    lines.iter().map(|line| line.clone().worded(tokenizer)).collect()
 }
 
 impl Pairs {
@@ -269,10 +271,24 @@ impl Pairs {
     pub fn record(&self) -> Value {
         record(&self.drawn, self.left_out)
     }
+
+    fn note_left_out(&self, global: &Global) {
+        let (left, kept) = (self.left_out, self.pairs.len());
+        if left > 0 {
+            let text = format!("note: left out {left} pairs that the model answers wrongly, kept {kept}");
+            super::note(global.quiet, &text);
+        }
+    }
 }
 
 fn record(drawn: &[Drawn], left_out: usize) -> Value {
-    let pair = |d: &Drawn| json!({"clean": d.clean, "corrupt": d.corrupt, "answer": d.answer, "wrong": d.wrong});
+    let pair = |d: &Drawn| {
+        let mut pair = json!({"clean": d.clean, "corrupt": d.corrupt, "answer": d.answer, "wrong": d.wrong});
+        if !d.labels.is_empty() {
+            pair["labels"] = d.labels.iter().cloned().collect::<serde_json::Map<_, _>>().into();
+        }
+        pair
+    };
     json!({ "pairs": drawn.iter().map(pair).collect::<Vec<_>>(), "left_out": left_out })
 }
 
@@ -289,7 +305,10 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let Some(name) = &args.set else {
         return match args.draw.given() {
             Some(option) => Err(request(format!("{option} goes with a set; `interp pairs` alone lists them"))),
-            None => list(global),
+            None => {
+                global.refuse(LISTS, "without a set all of them are listed")?;
+                list(global)
+            }
         };
     };
     let asked = asked(name, &args.draw)?;
@@ -327,7 +346,7 @@ fn list(global: &Global) -> Result<()> {
     }
     match global.format {
         Format::Text => say(global, &lines.join("\n")),
-        Format::Json => super::report::print(&(format!("[{}]\n", lines.join(",\n")))),
+        Format::Json => super::output::print(&(format!("[{}]\n", lines.join(",\n")))),
         Format::Csv => Err(request("the list of sets has no columns; use --format json")),
     }
 }
@@ -336,7 +355,7 @@ fn frame(pairs: &Pairs, answered: &[Answered]) -> Result<DataFrame> {
     let text = |f: fn(&Drawn) -> String| pairs.drawn.iter().map(f).collect::<Vec<_>>();
     let value = |metric: Metric| answered.iter().map(|a| a.clean[metric as usize]).collect::<Vec<_>>();
     let corrupt = |metric: Metric| answered.iter().map(|a| a.corrupt[metric as usize]).collect::<Vec<_>>();
-    Ok(df!(
+    let mut frame = df!(
         "pair" => (0..answered.len() as u32).collect::<Vec<_>>(),
         "template" => text(|d| d.template.clone()),
         "clean" => text(|d| d.clean.clone()),
@@ -349,7 +368,45 @@ fn frame(pairs: &Pairs, answered: &[Answered]) -> Result<DataFrame> {
         "prob" => value(Metric::Prob),
         "prob_diff" => value(Metric::ProbDiff),
         "rank" => value(Metric::Rank),
-    )?)
+    )?;
+    for column in labels(&pairs.drawn) {
+        frame.with_column(column)?;
+    }
+    Ok(frame)
+}
+
+/// A column per label that any pair has: whole numbers, numbers, truth values or texts where all are of that kind, else the JSON
+/// that it was.
+fn labels(drawn: &[Drawn]) -> Vec<Column> {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in drawn.iter().flat_map(|pair| &pair.labels) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let column = |name: &str| {
+        let of = |pair: &Drawn| {
+            let found = pair.labels.iter().find(|(own, _)| own == name);
+            found.map(|(_, value)| value.clone()).filter(|value| !value.is_null())
+        };
+        let values: Vec<Option<Value>> = drawn.iter().map(of).collect();
+        let all = |is: fn(&Value) -> bool| values.iter().flatten().all(is);
+        fn each<T>(values: &[Option<Value>], as_one: impl Fn(&Value) -> Option<T>) -> Vec<Option<T>> {
+            values.iter().map(|value| value.as_ref().and_then(&as_one)).collect()
+        }
+        if all(Value::is_i64) {
+            Column::new(name.into(), each(&values, Value::as_i64))
+        } else if all(|value| value.as_f64().is_some_and(|x| x.abs() < 9e15)) {
+            Column::new(name.into(), each(&values, Value::as_f64))
+        } else if all(Value::is_boolean) {
+            Column::new(name.into(), each(&values, Value::as_bool))
+        } else if all(Value::is_string) {
+            Column::new(name.into(), each(&values, |value| value.as_str().map(str::to_string)))
+        } else {
+            Column::new(name.into(), each(&values, |value| Some(value.to_string())))
+        }
+    };
+    names.into_iter().map(column).collect()
 }
 
 /// Accuracy, and the templates that fail most.

@@ -1,22 +1,25 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use interp::effect::{Scale, chance_of_span, why_meaningless};
 use interp::frame::save_parquet;
 use interp::metric::Metric;
 use interp::pair::{Noise, Pair, Question};
 use interp::pairset::Drawn;
 use interp::patch::{self, Direction, Options, Patched};
 use interp::sweep::Sweep;
-use interp::{Plan, Result, Tokens, figure, memory, page, stats};
-use serde_json::json;
+use interp::{Plan, Result, Tokens, figure, limits, memory, page, stats};
+use serde_json::{Value, json};
 
 use super::args::Global;
 use super::bench::Bench;
 use super::calibrate::Calibration;
 use super::cost::{self, Estimate};
+use super::number::{real, whole};
+use super::output::{bar, counted};
 use super::pairs::{PairArgs, Pairs};
-use super::report::{How, Outcome, Report, bar, counted};
-use super::request;
+use super::report::{How, Outcome, Report};
+use super::{note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -26,20 +29,20 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "clean", conflicts_with = "corrupt")]
     subject: Option<String>,
     /// Standard deviation of that noise, in those of the embedding matrix [default: 3].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = real(0.0, 1e6))]
     noise: Option<f64>,
     /// Runs with noise of their own [default: 10].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    noise_samples: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::NOISE_SAMPLES))]
+    noise_samples: Option<usize>,
     /// What to patch, by TransformerLens's names: resid_pre, attn_head_out_all_pos, block_every …; several with commas.
     #[arg(long, value_name = "NAMES", default_value = "resid_pre", value_delimiter = ',')]
     sweep: Vec<String>,
     /// Only these layers: 5, -1 for the last, 3-7.
-    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "LAYERS")]
     layer: Option<String>,
     /// Patch this many layers around each one at once.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    window: u32,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, limits::LAYERS))]
+    window: usize,
     /// What to measure: logit_diff, prob, prob_diff, logprob, rank, kl; several with commas. The first is drawn.
     #[arg(long, value_name = "NAMES", default_value = "logit_diff", value_delimiter = ',')]
     metric: Vec<String>,
@@ -51,8 +54,8 @@ pub struct Args {
     attribution: bool,
     /// Patch the strongest K cells in truth as well, and all of resid_pre and mlp_out, where estimates are known to fail; of the
     /// first metric and the first ten pairs.
-    #[arg(long, value_name = "K", requires = "attribution", value_parser = clap::value_parser!(u32).range(1..))]
-    calibrate: Option<u32>,
+    #[arg(long, value_name = "K", requires = "attribution", value_parser = whole(1, limits::RANKED))]
+    calibrate: Option<usize>,
     /// Only say how long it would take and how much memory, from one pair that is patched and forgotten.
     #[arg(long)]
     dry_run: bool,
@@ -67,7 +70,7 @@ enum Way {
 pub fn run(args: Args, global: &Global) -> Result<()> {
     let mut sweeps: Vec<Sweep> = Vec::new();
     for name in &args.sweep {
-        sweeps.extend(Sweep::named(name)?.into_iter().map(|sweep| sweep.windowed(args.window as usize)));
+        sweeps.extend(Sweep::named(name)?.into_iter().map(|sweep| sweep.windowed(args.window)));
     }
     if args.attribution && args.window > 1 {
         return Err(request(
@@ -92,6 +95,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     };
     let pairs = &found.pairs;
     patch::check(pairs, sweeps.iter())?;
+    let needed = patch::memory(bench.config(), pairs, &sweeps, options, metrics.len());
+    memory::check("the cells of all sweeps, with their frame,", needed, options.memory)?;
     if args.dry_run {
         return estimate(&bench, pairs, &sweeps, options, global);
     }
@@ -109,7 +114,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let calibration = args.calibrate.map(|k| {
         let bar = bar(global.quiet, 0, "{pos}/{len} pairs patched in truth [{wide_bar}] {per_sec}, {eta} left");
-        let options = (k as usize, options);
+        let options = (k, options);
         Calibration::of(&bench.model, pairs, &sweeps, metrics[0], options, &mut counted(&bar))
     });
     let calibration = calibration.transpose()?;
@@ -133,6 +138,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     if let Some(noise) = pairs[0].noise() {
         extra["noise"] = json!({ "positions": [noise.positions.start, noise.positions.end], "scale": noise.scale });
     }
+    extra["scales"] = metrics.iter().map(|metric| scale(&patched, *metric)).collect();
     extra["sweep_seconds"] = json!(seconds);
     // The cells of heads lead to what these heads look at.
     let clean = bench.linked(pairs[0].clean())?.map(|block| block.titled("Attention in the first clean prompt"));
@@ -148,7 +154,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             None => chart.draw(),
             Some(calibration) => chart.draw().beside(calibration.figure()),
         },
-        summary: summary(&sweeps, metrics[0], &patched, direction, seconds)
+        summary: summary(&sweeps, metrics[0], &patched, direction, seconds, global)
             + &calibration.map_or(String::new(), |calibration| format!("\n{}", calibration.words())),
         frame,
         how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
@@ -166,15 +172,16 @@ fn noised(args: &Args, subject: &str, bench: &Bench, global: &Global) -> Result<
         corrupt: clean,
         answer: vec![answer],
         wrong: vec![wrong],
+        ..Drawn::default()
     };
     let Question { tokens, target } = drawn.question(bench.tokenizer()?, global.encoding())?;
     let positions = positions_of(&tokens, subject)?;
-    let pair = |sample: u32| {
+    let pair = |sample: usize| {
         let noise = Noise {
             positions: positions.clone(),
             scale: args.noise.unwrap_or(3.0),
             seed: global.seed,
-            sample: u64::from(sample),
+            sample: sample as u64,
         };
         Pair::noised(tokens.clone(), noise, target.clone())
     };
@@ -239,8 +246,31 @@ fn run_all(bench: &Bench, pairs: &[Pair], sweeps: &[Sweep], options: Options, gl
     patched
 }
 
+/// What effects on a metric are measured by, for run.json.
+fn scale(patched: &[Patched], metric: Metric) -> Value {
+    let scales: Vec<Scale> = patched.iter().map(|one| one.scale(metric)).collect();
+    let Scale { base, source, rounding } = Scale::mean(&scales);
+    json!({ "metric": metric.name(), "base": base, "source": source, "rounding": rounding,
+        "meaningless": why_meaningless(&scales, effects(patched, metric)) })
+}
+
+/// The effect of every cell over all pairs.
+fn effects(patched: &[Patched], metric: Metric) -> Vec<Option<f64>> {
+    let scale = Scale::mean(&patched.iter().map(|one| one.scale(metric)).collect::<Vec<_>>());
+    let value =
+        |i: usize| patched.iter().map(|one| one.cells[i].2[metric as usize]).sum::<f64>() / patched.len() as f64;
+    (0..patched[0].cells.len()).map(|i| scale.effect(value(i))).collect()
+}
+
 /// The strongest cells, and the controls.
-fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Direction, seconds: f64) -> String {
+fn summary(
+    sweeps: &[Sweep],
+    metric: Metric,
+    patched: &[Patched],
+    direction: Direction,
+    seconds: f64,
+    global: &Global,
+) -> String {
     let m = metric as usize;
     let n = patched.len() as f64;
     let mean = |f: &dyn Fn(&Patched) -> f64| patched.iter().map(f).sum::<f64>() / n;
@@ -261,6 +291,21 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
         mean(&|p| p.source[m]),
         memory::peak().map_or("unknown".into(), memory::human),
     )];
+    let scales: Vec<Scale> = patched.iter().map(|p| p.scale(metric)).collect();
+    let scale = Scale::mean(&scales);
+    let value = |i: usize| mean(&|p| p.cells[i].2[m]);
+    let why = why_meaningless(&scales, effects(patched, metric));
+    if let Some(why) = &why {
+        note(global.quiet, &format!("note: the scale of effects is meaningless: {why}"));
+        lines.push(format!("raw changes of {}, because the scale of effects is meaningless:", metric.name()));
+    }
+    let chance = chance_of_span(&scales, global.seed);
+    if why.is_none() && patched.len() > 1 && chance > 0.05 {
+        lines.push(format!(
+            "these {} pairs hardly tell the two runs apart (p = {chance:.3}): the scale of effects is as unsure as that",
+            patched.len()
+        ));
+    }
     for sweep in sweeps {
         let mut strongest: Vec<(f64, String)> = patched[0]
             .cells
@@ -268,15 +313,17 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
             .enumerate()
             .filter(|(_, (of, ..))| of.name == sweep.name)
             .map(|(i, (_, cell, _))| {
-                let effects: Vec<f64> = patched.iter().filter_map(|p| p.effect(m, p.cells[i].2[m])).collect();
-                (effects.iter().sum::<f64>() / effects.len().max(1) as f64, placed(cell))
+                let change = value(i) - scale.base;
+                (if why.is_some() { change } else { change / scale.span() }, placed(cell))
             })
             .collect();
         let (low, high) = stats::spread(&strongest.iter().map(|(effect, _)| *effect).collect::<Vec<_>>());
         strongest.sort_by(|a, b| b.0.abs().total_cmp(&a.0.abs()));
-        let shown: Vec<String> = strongest.iter().take(6).map(|(effect, at)| format!("{at} {effect:.3}")).collect();
+        let number = |x: f64| if why.is_some() { format!("{x:+.2e}") } else { format!("{x:.3}") };
+        let shown: Vec<String> =
+            strongest.iter().take(6).map(|(effect, at)| format!("{at} {}", number(*effect))).collect();
         lines.push(format!("  {:<30} {}", sweep.name, shown.join("   ")));
-        lines.push(format!("  {:<30} 95 % of all cells lie within {low:.3} … {high:.3}", ""));
+        lines.push(format!("  {:<30} 95 % of all cells lie within {} … {}", "", number(low), number(high)));
     }
     if are_estimates(patched) {
         lines.push(
@@ -286,10 +333,12 @@ fn summary(sweeps: &[Sweep], metric: Metric, patched: &[Patched], direction: Dir
         return lines.join("\n");
     }
     let identity = patched.iter().map(|p| p.identity).fold(0.0, f64::max);
-    let restored = patched.iter().map(|p| (p.restored - 1.0).abs()).fold(0.0, f64::max);
-    lines.push(format!(
-        "controls: a cell replaced by itself changes at most {identity:.1e}; the first stream replaced whole restores 1 within {restored:.1e}"
-    ));
+    let restored = patched.iter().map(|p| (p.restored - 1.0).abs()).filter(|x| !x.is_nan()).reduce(f64::max);
+    let whole = match restored {
+        Some(restored) => format!("the first stream replaced whole restores 1 within {restored:.1e}"),
+        None => "no pair has an effect that the first stream could restore".into(),
+    };
+    lines.push(format!("controls: a cell replaced by itself changes at most {identity:.1e}; {whole}"));
     lines.join("\n")
 }
 

@@ -1,5 +1,6 @@
 use std::time::Instant;
 
+use interp::effect::{Scale, why_meaningless};
 use interp::metric::Metric;
 use interp::paths::{self, End, Freeze, Paths};
 use interp::{Plan, Result, figure};
@@ -7,8 +8,9 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
+use super::output::{bar, counted};
 use super::pairs::PairArgs;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::report::{How, Outcome, Report};
 use super::{doubled, request};
 
 #[derive(clap::Args, Debug)]
@@ -93,12 +95,19 @@ fn summary(patched: &[Paths], metric: Metric, ends: &[String], seconds: f64) -> 
         .map(|s| (patched[0].senders[s].0.to_string(), mean(&|one| one.senders[s].1[m]) - base))
         .collect();
     senders.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-    let best = senders.iter().take(10).map(|(name, change)| format!("  {name:<8} {change:+.3}"));
+    let scales: Vec<Scale> = patched.iter().map(|one| one.scale(metric)).collect();
+    let scale = Scale::mean(&scales);
+    let why = why_meaningless(&scales, senders.iter().map(|(_, change)| scale.effect(scale.base + change)));
+    let best = senders.iter().take(10).map(|(name, change)| match (&why, scale.effect(scale.base + change)) {
+        (None, Some(effect)) => format!("  {name:<8} {change:+.3}, an effect of {effect:.3}"),
+        _ => format!("  {name:<8} {change:+.2e}"),
+    });
+    let raw = why.as_ref().map(|why| format!("the scale of effects is meaningless: {why}; these are raw changes"));
     let head = format!(
         "{} {base:.3} in the plain run, {other:.3} in the other; change by the paths to {}, {} pairs, {seconds:.1} s",
         metric.name(),
         ends.join(" "),
         patched.len()
     );
-    std::iter::once(head).chain(best).collect::<Vec<_>>().join("\n")
+    std::iter::once(head).chain(raw).chain(best).collect::<Vec<_>>().join("\n")
 }

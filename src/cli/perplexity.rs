@@ -1,17 +1,20 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use interp::dataset::documents::{Content, Documents, Form, read_form};
 use interp::perplexity::{Document, Protocol, Score, comparison, per_token, score};
 use interp::text::Bos;
-use interp::{Error, Plan, Result, Tokenizer, figure};
+use interp::{Error, Plan, Result, Tokenizer, figure, limits};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
 use super::cost::{self, Estimate};
-use super::prompts::decode;
-use super::report::{How, Outcome, Report, bar};
+use super::number::whole;
+use super::output::bar;
+use super::prompts::{no_special_in_tokens, reading};
+use super::report::{How, Outcome, Report};
 use super::request;
 
 #[derive(clap::Args, Debug)]
@@ -19,21 +22,21 @@ pub struct Args {
     /// Models to compare, separated by commas [default: --model].
     #[arg(long, value_name = "MODELS", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
-    /// A file whose whole content is one text, or .jsonl with a document in the `text` field of each line; may be given
-    /// several times.
+    /// A file whose whole content is one text, .jsonl or .ndjson with a document in the `text` field of each line, .parquet with one
+    /// in each row, or nanoGPT's .bin; may be given several times.
     #[arg(long, value_name = "PATH")]
     file: Vec<PathBuf>,
     /// A text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// How documents of a .jsonl file are read: each for itself, or joined to one text.
+    /// How documents of a file with several are read: each for itself, or joined to one text.
     #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
     join: Join,
     /// Tokens in a window [default: the model's context].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(2, limits::POSITIONS))]
     context: Option<usize>,
     /// Tokens from one window to the next [default: half the window].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::POSITIONS))]
     stride: Option<usize>,
     /// Also write tokens.parquet, the loss of every token; for one model and one text.
     #[arg(long)]
@@ -53,11 +56,22 @@ enum Join {
     Blank,
 }
 
-/// Largest text file that is read.
-const MAX_TEXT: u64 = 4 << 30;
+/// A text by its name.
+struct Named {
+    name: String,
+    path: PathBuf,
+    content: Source,
+}
+
+/// What a text is read from.
+enum Source {
+    Documents(Vec<String>),
+    /// Tokens of a file that holds nothing else.
+    Tokens(Vec<u32>),
+}
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let texts = texts(&args)?;
+    let texts = texts(&args, global)?;
     let models = if args.models.is_empty() { vec![global.model.clone()] } else { args.models.clone() };
     if args.per_token && models.len() * texts.len() > 1 {
         return Err(request("--per-token is for one model and one text"));
@@ -72,13 +86,13 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         let mut bench = Bench::open(&Global { model: name.clone(), ..global.clone() })?;
         let tokenizer = bench.tokenizer()?;
         let protocol = protocol(&args, global, &bench, tokenizer)?;
-        for (text_name, documents) in &texts {
-            let documents = tokenized(text_name, documents, tokenizer, &protocol)?;
+        for text in &texts {
+            let documents = tokenized(text, &bench, &protocol, global)?;
             let score = scored(&bench, &documents, &protocol, global)?;
             if args.per_token {
                 tokens_frame = Some(per_token(&documents, &score, tokenizer)?);
             }
-            scores.push((name.clone(), text_name.clone(), score));
+            scores.push((name.clone(), text.name.clone(), score));
             protocols.push(protocol.clone());
         }
         let digests = bench.source.digests()?;
@@ -104,27 +118,24 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     report.finish(global, bench, outcome)
 }
 
-/// Names and documents of all texts.
-fn texts(args: &Args) -> Result<Vec<(String, Vec<String>)>> {
+/// All texts by their names.
+fn texts(args: &Args, global: &Global) -> Result<Vec<Named>> {
     let mut texts = Vec::new();
     for (i, prompt) in args.prompt.iter().enumerate() {
-        texts.push((format!("prompt {i}"), vec![prompt.clone()]));
+        let name = format!("prompt {i}");
+        texts.push(Named { path: PathBuf::from(&name), name, content: Source::Documents(vec![prompt.clone()]) });
     }
+    no_special_in_tokens(global, if args.prompt.is_empty() { &args.file } else { &[] })?;
     for path in &args.file {
-        let text = decode(&interp::weights::read_small(path, MAX_TEXT)?, args.lossy, path)?;
-        let documents = match path.extension().is_some_and(|e| e == "jsonl") {
-            false => vec![text],
-            true => interp::texts::jsonl_texts(&text, path)?,
+        let read = reading(global).lossy(args.lossy).whole().open(path)?;
+        let content = match read_form(path)? {
+            Form::Tokens => Source::Tokens(tokens(read)?),
+            _ => Source::Documents(joined(super::prompts::texts(read)?, args.join)),
         };
-        let documents: Vec<String> = match args.join {
-            Join::None => documents,
-            Join::Newline => vec![documents.join("\n")],
-            Join::Blank => vec![documents.join("\n\n")],
-        };
-        if documents.iter().all(String::is_empty) {
+        if matches!(&content, Source::Documents(all) if all.iter().all(String::is_empty)) {
             return Err(Error::Data { path: path.clone(), what: "holds no text".into() });
         }
-        texts.push((file_name(path), documents));
+        texts.push(Named { name: file_name(path), path: path.clone(), content });
     }
     if texts.is_empty() {
         return Err(request("no text: give --file PATH or --prompt TEXT"));
@@ -132,19 +143,37 @@ fn texts(args: &Args) -> Result<Vec<(String, Vec<String>)>> {
     Ok(texts)
 }
 
+fn joined(documents: Vec<String>, join: Join) -> Vec<String> {
+    match join {
+        Join::None => documents,
+        Join::Newline => vec![documents.join("\n")],
+        Join::Blank => vec![documents.join("\n\n")],
+    }
+}
+
+fn tokens(documents: Documents) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for document in documents {
+        if let Content::Tokens { ids, .. } = document?.content {
+            all.extend(ids);
+        }
+    }
+    Ok(all)
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn names(texts: &[(String, Vec<String>)]) -> String {
-    texts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
+fn names(texts: &[Named]) -> String {
+    texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 fn protocol(args: &Args, global: &Global, bench: &Bench, tokenizer: &Tokenizer) -> Result<Protocol> {
     let context = args.context.unwrap_or(bench.config().n_positions);
     let bos = match global.encoding().bos {
         Bos::Yes => true,
-        Bos::Auto => tokenizer.end_of_text().is_some(),
+        Bos::Auto => tokenizer.bos().is_some(),
         Bos::No => false,
     };
     let protocol = Protocol { context, stride: args.stride.unwrap_or((context / 2).max(1)), bos };
@@ -152,24 +181,42 @@ fn protocol(args: &Args, global: &Global, bench: &Bench, tokenizer: &Tokenizer) 
     Ok(protocol)
 }
 
-fn tokenized(name: &str, texts: &[String], tokenizer: &Tokenizer, protocol: &Protocol) -> Result<Vec<Document>> {
-    let documents = texts.iter().map(|text| Document::new(text, tokenizer, protocol));
-    documents.collect::<Result<_>>().map_err(|e| Error::Request(format!("{name}: {e}")))
+fn tokenized(text: &Named, bench: &Bench, protocol: &Protocol, global: &Global) -> Result<Vec<Document>> {
+    let tokenizer = bench.tokenizer()?;
+    let documents: Result<Vec<Document>> = match &text.content {
+        Source::Documents(all) => {
+            all.iter().map(|one| Document::new(one, tokenizer, protocol, global.allow_special)).collect()
+        }
+        Source::Tokens(ids) => {
+            let size = bench.config().vocab_size;
+            if let Some(id) = ids.iter().find(|id| **id as usize >= size) {
+                let what = format!(
+                    "holds token {id}, which is not below the model's vocabulary size {size}: it was made with another tokenizer"
+                );
+                return Err(Error::Data { path: text.path.clone(), what });
+            }
+            Document::of_tokens(ids.clone(), tokenizer, protocol).map(|document| vec![document])
+        }
+    };
+    documents.map_err(|e| match e {
+        Error::Data { what, .. } => Error::Data { path: text.path.clone(), what: format!("the tokenizer: {what}") },
+        e => Error::Request(format!("{}: {e}", text.name)),
+    })
 }
 
 /// Windows that a dry run scores, besides the first.
 const SAMPLE: usize = 11;
 
 /// Scores the beginning of every text, to say how long all of it would take.
-fn estimate(args: &Args, models: &[String], texts: &[(String, Vec<String>)], global: &Global) -> Result<()> {
+fn estimate(args: &Args, models: &[String], texts: &[Named], global: &Global) -> Result<()> {
     let (mut seconds, mut tokens) = (0.0, 0);
     for name in models {
         let bench = Bench::open(&Global { model: name.clone(), ..global.clone() })?;
         let tokenizer = bench.tokenizer()?;
         let protocol = protocol(args, global, &bench, tokenizer)?;
         seconds += bench.load_seconds;
-        for (text_name, documents) in texts {
-            let documents = tokenized(text_name, documents, tokenizer, &protocol)?;
+        for text in texts {
+            let documents = tokenized(text, &bench, &protocol, global)?;
             let passes = |some: &[Document]| some.iter().map(|one| protocol.passes(one.ids().len())).sum::<usize>();
             let all = passes(&documents);
             // Whole documents, and the beginning of one that is longer.

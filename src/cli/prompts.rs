@@ -3,16 +3,36 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use interp::dataset::documents::{Content, Documents, Form, Reading, read_form};
 use interp::text::{Bos, Encoding};
 use interp::{Error, Result, Tokenizer, Tokens};
 
-use super::args::{Side, Text};
+use super::args::{Global, Side, Text};
+use super::{note, request};
 
 /// Largest file of prompts.
 const MAX_TEXT: u64 = 64 << 20;
 
+/// How every command reads files of texts: what is left out is said.
+pub fn reading(global: &Global) -> Reading {
+    let quiet = global.quiet;
+    Reading::default().hearing(move |what| note(quiet, &format!("note: {what}")))
+}
+
+/// Refuses --allow-special where all files hold tokens already.
+pub fn no_special_in_tokens(global: &Global, files: &[PathBuf]) -> Result<()> {
+    let mut of_tokens = !files.is_empty();
+    for path in files {
+        of_tokens &= read_form(path)? == Form::Tokens;
+    }
+    match global.allow_special && of_tokens {
+        true => Err(request("--allow-special reads text, and all that is given is tokens already")),
+        false => Ok(()),
+    }
+}
+
 /// The texts that the options name.
-pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
+pub fn read_prompts(text: &Text, global: &Global) -> Result<Vec<String>> {
     let from_stdin = match &text.stdin {
         Some(dash) if dash == "-" => true,
         Some(other) => {
@@ -33,7 +53,8 @@ pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
             .map(|(i, prompt)| decode(prompt.as_encoded_bytes(), text.lossy, Path::new(&format!("prompt {i}"))))
             .collect();
     }
-    let (bytes, path) = match &text.file {
+    let reading = reading(global).lossy(text.lossy);
+    let (documents, path) = match &text.file {
         _ if from_stdin => {
             if std::io::stdin().is_terminal() {
                 return Err(Error::Request("standard input is a terminal; give --prompt TEXT or pipe text in".into()));
@@ -44,27 +65,46 @@ pub fn read_prompts(text: &Text) -> Result<Vec<String>> {
                 .take(MAX_TEXT + 1)
                 .read_to_end(&mut bytes)
                 .map_err(|source| Error::Io { path: path.clone(), source })?;
-            (bytes, path)
+            small(bytes.len() as u64, &path)?;
+            (reading.parse(bytes, &path)?, path)
         }
-        Some(path) => (interp::weights::read_small(path, MAX_TEXT)?, path.clone()),
+        Some(path) => {
+            let documents = reading.open(path)?;
+            if read_form(path)? == Form::Tokens {
+                return Err(request(format!(
+                    "{} holds tokens and not prompts; perplexity, export, train and finetune read it",
+                    path.display()
+                )));
+            }
+            small(std::fs::metadata(path).map_or(0, |file| file.len()), path)?;
+            (documents, path.clone())
+        }
         None => return Err(Error::Request("no text: give --prompt TEXT, --file PATH, or - for standard input".into())),
     };
-    if bytes.len() as u64 > MAX_TEXT {
-        return Err(Error::Data { path, what: format!("more than the {MAX_TEXT} bytes that are read") });
-    }
-    let content = decode(&bytes, text.lossy, &path)?;
-    let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
-    let prompts: Vec<String> = match path.extension().is_some_and(|e| e == "jsonl") {
-        true => interp::texts::jsonl_texts(content, &path)?,
-        false => content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect(),
-    };
+    let prompts = texts(documents)?;
     if prompts.is_empty() {
         return Err(Error::Request(format!("{} holds no text", path.display())));
     }
     Ok(prompts)
 }
 
-pub fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
+/// The texts of documents that are text.
+pub fn texts(documents: Documents) -> Result<Vec<String>> {
+    let text = |content| match content {
+        Content::Text(text) => Ok(text),
+        Content::Tokens { .. } => Err(request("tokens, where text is wanted")),
+    };
+    documents.map(|document| document.and_then(|document| text(document.content))).collect()
+}
+
+fn small(bytes: u64, path: &Path) -> Result<()> {
+    match bytes > MAX_TEXT {
+        true => Err(Error::Data { path: path.into(), what: format!("more than the {MAX_TEXT} bytes that are read") }),
+        false => Ok(()),
+    }
+}
+
+fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
     if lossy {
         return Ok(String::from_utf8_lossy(bytes).into_owned());
     }
@@ -74,7 +114,7 @@ pub fn decode(bytes: &[u8], lossy: bool, path: &Path) -> Result<String> {
     })
 }
 
-/// Drops tokens on one side; a prepended end-of-text token stays first.
+/// Drops tokens on one side; a prepended token that starts the text stays first.
 pub fn truncated(
     tokens: &Tokens,
     limit: usize,
@@ -85,7 +125,7 @@ pub fn truncated(
     let rows: Vec<Vec<u32>> = (0..tokens.len())
         .map(|prompt| {
             let row = tokens.row(prompt);
-            let bos = encoding.bos != Bos::No && row.first().copied() == tokenizer.end_of_text();
+            let bos = encoding.bos != Bos::No && row.first().is_some_and(|id| tokenizer.bos() == Some(*id));
             match side {
                 _ if row.len() <= limit => row.to_vec(),
                 Side::Right => row[..limit].to_vec(),

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use interp::{Result, figure, residual};
 use polars::prelude::DataFrame;
 use serde_json::json;
@@ -19,7 +21,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let layers = bench.config().n_layer;
     let tokens = bench.tokens(global, &args.text)?;
     let plan = bench.plan(&args.edits)?.reads(residual::sites(layers)).logits(interp::LogitsAt::None);
-    plan.check(bench.config(), &tokens)?;
+    bench.check(&plan, &tokens)?;
+    bench.check_rows((tokens.count() * residual::sites(layers).count()) as u64, global)?;
     let report = Report::begin("residual", global, &bench.name(&tokens))?;
     let (frame, applied) = bench.run(&plan, &tokens, |trace| residual::from_trace(trace, layers))?;
     let outcome = Outcome {
@@ -40,18 +43,34 @@ fn summary(frame: &DataFrame) -> Result<String> {
     let norm: Vec<f32> = frame.column("norm")?.f32()?.into_no_null_iter().collect();
     let cosine: Vec<Option<f32>> = frame.column("cosine")?.f32()?.iter().collect();
     let skip_first = pos.iter().any(|&p| p > 0);
-    let mut order: Vec<(u32, &str)> = site.iter().enumerate().map(|(i, s)| (layer[i], *s)).collect();
-    order.dedup();
+    // Sites in the order of the forward pass; prompts in several batches have each site several times.
+    let mut sums: BTreeMap<(u32, usize, &str), Sums> = BTreeMap::new();
+    for i in (0..frame.height()).filter(|&i| !(skip_first && pos[i] == 0)) {
+        let rank = ["resid_pre", "resid_mid", "resid_post"].iter().position(|kind| *kind == site[i]).unwrap_or(0);
+        let own = sums.entry((layer[i], rank, site[i])).or_default();
+        own.rows += 1;
+        own.norm += norm[i];
+        own.cosine = own.cosine.zip(cosine[i]).map(|(sum, cosine)| sum + cosine);
+    }
     let mut lines = vec![format!("  {:<16}{:>9}{:>9}", "site", "norm", "cosine")];
-    for (l, s) in order {
-        let rows: Vec<usize> =
-            (0..frame.height()).filter(|&i| layer[i] == l && site[i] == s && !(skip_first && pos[i] == 0)).collect();
-        let n = rows.len().max(1) as f32;
-        let mean_norm = rows.iter().map(|&i| norm[i]).sum::<f32>() / n;
-        let cosines: Option<Vec<f32>> = rows.iter().map(|&i| cosine[i]).collect();
-        let mean_cosine = cosines.map_or(String::new(), |c| format!("{:.3}", c.iter().sum::<f32>() / n));
-        lines.push(format!("  {:<16}{mean_norm:>9.3}{mean_cosine:>9}", format!("{s}.{l}")));
+    for ((layer, _, site), Sums { rows, norm, cosine }) in sums {
+        let n = rows as f32;
+        let cosine = cosine.map_or(String::new(), |sum| format!("{:.3}", sum / n));
+        lines.push(format!("  {:<16}{:>9.3}{cosine:>9}", format!("{site}.{layer}"), norm / n));
     }
     lines.push("  means over positions after the first".into());
     Ok(lines.join("\n"))
+}
+
+/// Sums over the rows of a site.
+struct Sums {
+    rows: usize,
+    norm: f32,
+    cosine: Option<f32>,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { rows: 0, norm: 0.0, cosine: Some(0.0) }
+    }
 }

@@ -6,16 +6,17 @@ use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
+use super::number::whole;
 use super::report::{How, Outcome, Report};
 use super::request;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The answer: one token, usually with a space before it.
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN")]
     answer: String,
     /// The answer it is compared with [needed for logit_diff and prob_diff].
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN")]
     wrong: Option<String>,
     /// What is attributed: logit_diff, prob, prob_diff, logprob [default: logit_diff, without --wrong logprob].
     #[arg(long, value_name = "NAME")]
@@ -24,8 +25,8 @@ pub struct Args {
     #[arg(long, value_name = "zero|mean|TEXT", default_value = "zero")]
     baseline: String,
     /// Points on the way from there.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    steps: u32,
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = whole(1, 10_000_usize))]
+    steps: usize,
     /// Which of the three is drawn: integrated, gradient-input, gradient-norm.
     #[arg(long, value_enum, default_value = "integrated")]
     draw: Kind,
@@ -70,9 +71,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     };
     let room = bench.room(global)?;
     let report = Report::begin("saliency", global, &bench.name(&tokens))?;
-    let one = |row: usize| {
-        saliency::saliency(&bench.model, &tokens.only(row), &target, metric, &baseline, args.steps as usize, room)
-    };
+    let one =
+        |row: usize| saliency::saliency(&bench.model, &tokens.only(row), &target, metric, &baseline, args.steps, room);
     let all = (0..tokens.len()).map(one).collect::<Result<Vec<Saliency>>>()?;
     let frame = saliency::frame(&tokens, &all)?;
     let extra = json!({

@@ -25,6 +25,7 @@ enum Hashing {
 #[derive(Clone, Debug, Default)]
 pub struct Digests {
     pub weights: Vec<String>,
+    /// Of tokenizer.json where it stands alone; else of a list of the tokenizer's files, as `sha256sum` prints it.
     pub tokenizer: Option<String>,
 }
 
@@ -37,9 +38,10 @@ impl Source {
             Hashing::Running(thread, cache) => {
                 let found = thread.join().unwrap_or_else(|_| Err(Error::Bug("hashing failed".into())))?;
                 cache.save(&found);
-                let mut found = found.into_iter().map(|digest| digest.sha256);
                 let files = self.files.as_ref().map_or(0, |files| files.weights.len());
-                Digests { weights: found.by_ref().take(files).collect(), tokenizer: found.next() }
+                let (weights, tokenizer) = found.split_at(files);
+                let weights = weights.iter().map(|digest| digest.sha256.clone()).collect();
+                Digests { weights, tokenizer: of_files(tokenizer) }
             }
         };
         self.hashing = Hashing::Done(digests.clone());
@@ -58,10 +60,10 @@ pub fn open_files(global: &Global) -> Result<(Checkpoint, Option<Tokenizer>, Sou
         };
         let digests = Digests {
             weights: vec![interp::weights::sha256_of(embedded::WEIGHTS)],
-            tokenizer: Some(match &global.tokenizer {
-                Some(path) => interp::weights::sha256(&tokenizer_file(path))?,
-                None => interp::weights::sha256_of(embedded::TOKENIZER),
-            }),
+            tokenizer: match &global.tokenizer {
+                Some(path) => of_files(&digests(&[], Some(path), &DigestCache::new(None))?),
+                None => Some(interp::weights::sha256_of(embedded::TOKENIZER)),
+            },
         };
         let source = Source { name: embedded::NAME.into(), files: None, hashing: Hashing::Done(digests) };
         return Ok((embedded::checkpoint()?, Some(tokenizer), source));
@@ -69,17 +71,13 @@ pub fn open_files(global: &Global) -> Result<(Checkpoint, Option<Tokenizer>, Sou
     let mut places = Places::from_env()?;
     places.offline |= global.offline;
     let mut bar = Bar::new(global.quiet);
-    let files = find(&global.model, &places, &mut bar)?;
+    let files = find(&global.model, &places, given.is_some(), &mut bar)?;
     bar.finish();
     let bytes = interp::weights::read_small(&files.config, 1 << 20)?;
     let config = Config::parse(&bytes, &files.config)?;
     let checkpoint = Checkpoint::open(&files.weights, &config)?;
     let tokenizer_path = given_path.or_else(|| files.tokenizer.clone());
-    let tokenizer = match (given, &files.tokenizer) {
-        (Some(tokenizer), _) => Some(tokenizer),
-        (None, Some(path)) => Some(Tokenizer::load(path)?),
-        (None, None) => None,
-    };
+    let tokenizer = interp::weights::load_tokenizer(&files, given, &config)?;
     let cache = DigestCache::new(places.digests.clone());
     let thread = {
         let (weights, cache) = (files.weights.clone(), cache.clone());
@@ -90,10 +88,10 @@ pub fn open_files(global: &Global) -> Result<(Checkpoint, Option<Tokenizer>, Sou
     Ok((checkpoint, tokenizer, source))
 }
 
-/// Hashes of the weights and last of the tokenizer, each compared with the hash that its name in the Hugging Face cache
-/// promises.
+/// Hashes of the weights and then of the files of the tokenizer, each compared with the hash that its name in the Hugging Face
+/// cache promises.
 fn digests(weights: &[PathBuf], tokenizer: Option<&Path>, cache: &DigestCache) -> Result<Vec<FileDigest>> {
-    let tokenizer = tokenizer.map(tokenizer_file);
+    let tokenizer = tokenizer.map(Tokenizer::find_files).unwrap_or_default();
     weights
         .iter()
         .chain(&tokenizer)
@@ -113,13 +111,15 @@ fn digests(weights: &[PathBuf], tokenizer: Option<&Path>, cache: &DigestCache) -
         .collect()
 }
 
-/// The file that stands for a tokenizer.
-fn tokenizer_file(path: &Path) -> PathBuf {
-    let json = path.join("tokenizer.json");
-    match path.is_dir() {
-        true if json.exists() => json,
-        true => path.join("vocab.json"),
-        false => path.to_path_buf(),
+/// The hash that stands for a tokenizer: its file's, or that of a list of its files.
+fn of_files(files: &[FileDigest]) -> Option<String> {
+    match files {
+        [] => None,
+        [one] => Some(one.sha256.clone()),
+        several => {
+            let lines = several.iter().map(|digest| format!("{}  {}\n", digest.sha256, digest.name));
+            Some(interp::weights::sha256_of(lines.collect::<String>().as_bytes()))
+        }
     }
 }
 
@@ -132,7 +132,7 @@ pub struct Bar {
 impl Bar {
     pub fn new(quiet: bool) -> Self {
         let style = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        Self { bar: super::report::bar(quiet, 0, style), file: String::new() }
+        Self { bar: super::output::bar(quiet, 0, style), file: String::new() }
     }
 
     pub fn finish(&self) {

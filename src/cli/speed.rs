@@ -3,13 +3,15 @@
 use std::process::{Command, Stdio};
 
 use interp::speed::{self, Size, Work};
-use interp::{Error, Plan, Result, figure, memory, stats};
+use interp::{Error, Plan, Result, figure, limits, memory, stats};
 use polars::prelude::*;
 use serde_json::{Value, json};
 
 use super::args::Global;
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar};
+use super::number::whole;
+use super::output::bar;
+use super::report::{How, Outcome, Report};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -20,13 +22,13 @@ pub struct Args {
     #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = task)]
     task: Vec<Work>,
     /// Rows or texts at once; of training, rows of a step.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, limits::BATCH))]
     batch: usize,
     /// Tokens of a row, or of a text with its prompt of 16 tokens [default: 80 to generate, else the context, up to 1024].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(2, limits::POSITIONS))]
     context: Option<usize>,
     /// How often each is timed, after one time that does not count.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(1, limits::REPEATS))]
     repeats: usize,
 }
 
@@ -46,8 +48,8 @@ struct Row {
     repeats: u64,
     seconds: f64,
     tokens_per_second: f64,
-    low: f64,
-    high: f64,
+    low: Option<f64>,
+    high: Option<f64>,
     peak_bytes: u64,
 }
 
@@ -88,11 +90,7 @@ fn own(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
     let usual = if work == Work::Generate { 80 } else { 1024 };
     let size = Size { batch: args.batch, length: args.context.unwrap_or(usual.min(limit)), repeats: args.repeats };
     size.check(work, bench.config())?;
-    memory::check(
-        work.name(),
-        size.memory(work, bench.config()),
-        global.memory.as_deref().map(memory::parse).transpose()?,
-    )?;
+    memory::check(work.name(), size.memory(work, bench.config()), global.memory)?;
     let mut seconds = speed::time(work, &bench.model, bench.tokenizer.as_ref(), size, global.seed)?;
     seconds.sort_unstable_by(f64::total_cmp);
     let rate = |seconds: f64| size.tokens(work) as f64 / seconds;
@@ -106,8 +104,8 @@ fn own(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
         repeats: size.repeats as u64,
         seconds: median,
         tokens_per_second: rate(median),
-        low: rate(seconds[seconds.len() - 1]),
-        high: rate(seconds[0]),
+        low: seconds.last().filter(|_| seconds.len() > 1).map(|slowest| rate(*slowest)),
+        high: seconds.first().filter(|_| seconds.len() > 1).map(|fastest| rate(*fastest)),
         peak_bytes: memory::peak().unwrap_or(0),
     })
 }
@@ -145,7 +143,7 @@ fn child(model: &str, work: Work, args: &Args, global: &Global) -> Result<Row> {
 /// |---|---|
 /// | `model`, `parameters`, `task`, `batch`, `context`, `repeats` | what was timed |
 /// | `seconds` | the median of one time |
-/// | `tokens_per_second`, `low`, `high` | at the median, the slowest and the fastest |
+/// | `tokens_per_second`, `low`, `high` | at the median, the slowest and the fastest; a single time has neither of these |
 /// | `peak_bytes` | the most memory that the process held |
 /// | `cost_per_million_tokens` | at a price per hour; null without one |
 fn frame(rows: &[Row], global: &Global) -> Result<DataFrame> {
@@ -160,8 +158,8 @@ fn frame(rows: &[Row], global: &Global) -> Result<DataFrame> {
         "repeats" => count(|row| row.repeats),
         "seconds" => of(|row| row.seconds),
         "tokens_per_second" => of(|row| row.tokens_per_second),
-        "low" => of(|row| row.low),
-        "high" => of(|row| row.high),
+        "low" => rows.iter().map(|row| row.low).collect::<Vec<_>>(),
+        "high" => rows.iter().map(|row| row.high).collect::<Vec<_>>(),
         "peak_bytes" => count(|row| row.peak_bytes),
         "cost_per_million_tokens" => rows.iter().map(|row| global.cost(1e6 / row.tokens_per_second)).collect::<Vec<_>>(),
     )?)
@@ -170,11 +168,11 @@ fn frame(rows: &[Row], global: &Global) -> Result<DataFrame> {
 fn summary(rows: &[Row]) -> String {
     let mut lines = vec!["    tokens/s    (slowest to fastest)      memory  task, batch × context, model".to_string()];
     lines.extend(rows.iter().map(|row| {
+        let range = row.low.zip(row.high).map(|(low, high)| format!("{low:>10.1} to {high:>8.1}"));
         format!(
-            "  {:>10.1}  {:>10.1} to {:>8.1}  {:>10}  {}, {} × {}, {}",
+            "  {:>10.1}  {:>22}  {:>10}  {}, {} × {}, {}",
             row.tokens_per_second,
-            row.low,
-            row.high,
+            range.unwrap_or("timed once".into()),
             memory::human(row.peak_bytes),
             row.task,
             row.batch,

@@ -5,14 +5,16 @@ use interp::sampling::Sampling;
 use interp::steer::{self, Options, Units};
 use interp::target::Target;
 use interp::texts::jsonl;
-use interp::{Error, Plan, Result, Site, figure, generate, weights};
+use interp::{Error, Plan, Result, Site, figure, generate, limits, weights};
 use polars::prelude::DataFrame;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::args::{Global, Text};
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::number::{real, whole};
+use super::output::{bar, counted};
+use super::report::{How, Outcome, Report};
 use super::{note, request};
 
 #[derive(clap::Args, Debug)]
@@ -45,7 +47,7 @@ pub struct Args {
         value_name = "NUMBERS",
         default_value = "-2,-1,0,1,2",
         value_delimiter = ',',
-        allow_hyphen_values = true
+        value_parser = real(-1e30, 1e30)
     )]
     strength: Vec<f64>,
     /// What strength 1 is: natural (the distance between the positive and the negative texts), norm (the mean length of the
@@ -53,25 +55,25 @@ pub struct Args {
     #[arg(long, value_name = "UNITS", default_value = "natural")]
     units: String,
     /// Random directions of the same length to compare with.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, limits::CONTROLS))]
     controls: usize,
     /// The token whose logit after the prompt is the effect; usually with a space before it.
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN")]
     answer: Option<String>,
     /// The token that it is compared with.
-    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN", requires = "answer")]
     wrong: Option<String>,
     /// Tokens to write at most.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole(1, limits::NEW_TOKENS))]
     max_new_tokens: usize,
     /// Texts per prompt and strength; several need a temperature.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, limits::SAMPLES))]
     num_samples: usize,
     /// Divides the logits before drawing; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
     /// Draw from the K likeliest tokens.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole(1, limits::VOCABULARY))]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that hold this share of the probability.
     #[arg(long, value_name = "P")]
@@ -103,12 +105,20 @@ impl Args {
     }
 
     /// The contrasting texts.
-    fn contrast(&self) -> Result<(Vec<String>, Vec<String>)> {
+    fn contrast(&self, global: &Global) -> Result<(Vec<String>, Vec<String>)> {
         let Some(path) = &self.contrast else { return Ok((self.positive.clone(), self.negative.clone())) };
         let data = |what: String| Error::Data { path: path.clone(), what };
         let text = weights::read_text(path, 16 << 20)?;
-        let parse = |(i, line)| serde_json::from_value(line).map_err(|e| data(format!("line {i}: {e}")));
-        let lines: Vec<Line> = jsonl(&text, path)?.into_iter().map(parse).collect::<Result<_>>()?;
+        let mut lines: Vec<Line> = Vec::new();
+        for (i, line) in jsonl(&text, path)? {
+            let line: Line = serde_json::from_value(line).map_err(|e| data(format!("line {i}: {e}")))?;
+            match line.positive.is_empty() || line.negative.is_empty() {
+                true => {
+                    note(global.quiet, &format!("note: {}: line {i} has an empty text and is left out", path.display()))
+                }
+                false => lines.push(line),
+            }
+        }
         if lines.is_empty() {
             return Err(data("holds no pair".into()));
         }
@@ -120,7 +130,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let options = args.options(global)?;
     let method: Method = args.method.as_deref().map(str::parse).transpose()?.unwrap_or_default();
     let pool: Pool = args.pool.as_deref().map(str::parse).transpose()?.unwrap_or_default();
-    let (positive, negative) = args.contrast()?;
+    let (positive, negative) = args.contrast(global)?;
     if positive.is_empty() && args.load.is_none() {
         return Err(request("no direction: give --positive TEXT and --negative TEXT, --contrast FILE or --load FILE"));
     }
@@ -146,10 +156,17 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         &mut counted(&bar),
     )?;
     bar.finish_and_clear();
+    let swallowed = swallowed(&frame)?;
+    if !swallowed.is_empty() {
+        note(
+            global.quiet,
+            &format!("note: too small to change any activation: {}; take larger strengths", swallowed.join(", ")),
+        );
+    }
     let fingerprint = fingerprint(&mut bench)?;
     direction::save(&report.dir().join("directions.safetensors"), &directions, &fingerprint)?;
     let extra = json!({
-        "positive": positive, "negative": negative, "loaded": args.load,
+        "positive": positive, "negative": negative, "loaded": args.load.as_ref().map(|path| path.to_string_lossy()),
         "directions": directions.iter().map(described).collect::<Vec<_>>(),
         "strengths": options.strengths, "units": options.units.to_string(), "controls": options.controls,
         "target": target.as_ref().map(|t| json!({ "answers": t.answers(), "wrong": t.wrong() })),
@@ -164,6 +181,20 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
     };
     report.finish(global, bench, outcome)
+}
+
+/// Strengths other than 0 that rounding swallowed.
+fn swallowed(frame: &DataFrame) -> Result<Vec<String>> {
+    let real = |name: &str| -> Result<Vec<f64>> { Ok(frame.column(name)?.f64()?.into_no_null_iter().collect()) };
+    let (strength, change) = (real("strength")?, real("relative_change")?);
+    let mut found: Vec<String> = Vec::new();
+    for (i, site) in frame.column("site")?.str()?.iter().enumerate() {
+        let name = format!("strength {} at {}", strength[i], site.unwrap_or_default());
+        if strength[i] != 0.0 && change[i] == 0.0 && !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    Ok(found)
 }
 
 /// The directions of the contrasting texts; sites where these do not differ are left out, and named.

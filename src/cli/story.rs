@@ -21,10 +21,10 @@ const BARS: usize = 60;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The answer whose logit is taken apart [default: the likeliest next token].
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN")]
     answer: Option<String>,
     /// The answer it is compared with [default: the second likeliest, or none beside --answer].
-    #[arg(long, value_name = "TOKEN", requires = "answer", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TOKEN", requires = "answer")]
     wrong: Option<String>,
     #[command(flatten)]
     text: Text,
@@ -81,7 +81,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         .chain(looks)
         .chain([page::attribution(&shares)?, page::neurons(&fired)?])
         .collect();
-    let html = report.dir().join("figure.html");
+    let html = report.out().join("figure.html");
     let outcome = Outcome {
         page: pages,
         figure: picture,

@@ -1,23 +1,26 @@
 use std::path::{Path, PathBuf};
 
+use interp::error::no_such;
 use interp::figure::{Dot, Dots};
 use interp::interchange::{Interchange, Part, frame};
 use interp::probe::saved;
 use interp::random::stream;
 use interp::stats::Interval;
 use interp::subspace::Subspace;
-use interp::{Error, Plan, Result, Site, direction};
+use interp::{Error, Plan, Result, Site, direction, limits};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::circuit::halves;
+use super::circuit::Split;
+use super::number::whole;
+use super::output::{bar, bounded, counted};
 use super::pairs::PairArgs;
 use super::probe::{at_sites, chosen, stamp};
-use super::report::{How, Outcome, Report, bar, bounded, counted};
+use super::report::{How, Outcome, Report};
+use super::request;
 use super::steer::fingerprint;
-use super::{note, request};
 
 /// Random subspaces that one is compared with.
 const CONTROLS: u64 = 10;
@@ -26,22 +29,24 @@ const CONTROLS: u64 = 10;
 pub struct Args {
     #[command(flatten)]
     pairs: PairArgs,
+    #[command(flatten)]
+    split: Split,
     /// Where: resid_pre.3, resid_mid.3, resid_post.3, attn_out.3 or mlp_out.3.
     #[arg(long, value_name = "SITE")]
     site: String,
     /// The position; negative ones count from the end.
-    #[arg(long, value_name = "POS", default_value = "-1", value_parser = super::index, allow_hyphen_values = true)]
+    #[arg(long, value_name = "POS", default_value = "-1", value_parser = super::index)]
     pos: i64,
     /// Along what: das (a rotation, trained), pca (of the differences), means (the difference of means), or a file or directory:
     /// of this command, of `steer`, or of `probe train`.
     #[arg(long, value_name = "WHAT", default_value = "das")]
     along: String,
     /// Dimensions of das and pca [default: 1].
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
-    dim: Option<u32>,
+    #[arg(long, value_name = "K", value_parser = whole(1, limits::WIDTH))]
+    dim: Option<usize>,
     /// Steps of the training [default: 200].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    steps: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = whole(1, limits::ITERATIONS))]
+    steps: Option<usize>,
     /// Which of the saved probes, by their task [default: the only one].
     #[arg(long, value_name = "NAME")]
     probe: Option<String>,
@@ -59,6 +64,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     if args.probe.is_some() && !Path::new(&args.along).is_dir() {
         return Err(request("--probe goes with --along DIR, where `probe train` wrote"));
     }
+    if args.split.is_given() && !found {
+        return Err(request(format!("--no-split goes with das, pca and means; {} was found before", args.along)));
+    }
     let asked = args.pairs.read(true)?;
     let mut bench = Bench::open(global)?;
     let sites = Site::matching(&args.site, bench.config().n_layer)?;
@@ -66,10 +74,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         return Err(request(format!("--site names {} sites; one is needed", sites.len())));
     };
     let pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
-    let (finding, judging) = if found { halves(&pairs.pairs) } else { (Vec::new(), pairs.pairs.clone()) };
-    if found && pairs.pairs.len() == 1 {
-        note(global.quiet, "note: one pair finds the subspace and judges it; several are split in two");
-    }
+    let (finding, judging) = match found {
+        true => args.split.halves(&pairs.pairs, global.quiet),
+        false => (Vec::new(), pairs.pairs.clone()),
+    };
     let tokens = pairs.tokens()?;
     let read = if found { None } else { Some(read(args, *site, &mut bench, &tokens)?) };
     let room = bench.room(global)?;
@@ -80,7 +88,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         Some(subspace) => subspace,
         None => {
             let finder = Interchange::new(&bench.model, &finding, *site, args.pos, bench.room(global)?)?;
-            let dimensions = args.dim.unwrap_or(1) as usize;
+            let dimensions = args.dim.unwrap_or(1);
             let differences = finder.differences()?;
             match args.along.as_str() {
                 "pca" => Subspace::principal(&differences, dimensions),
@@ -90,7 +98,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
                 }
                 _ => {
                     let bar = bar(global.quiet, 0, "{pos}/{len} steps [{wide_bar}] {per_sec}, {eta} left");
-                    let steps = args.steps.unwrap_or(200) as usize;
+                    let steps = args.steps.unwrap_or(200);
                     let (subspace, found) = finder.train(dimensions, steps, global.seed, &mut counted(&bar))?;
                     bar.finish_and_clear();
                     losses = found;
@@ -113,12 +121,13 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let random = Subspace::random(subspace.dimensions(), width, &mut rng);
         parts.push((format!("random {i}"), judge.patched(&random, Part::Along)?));
     }
-    let frame = frame(&parts, judge.ends(), global.seed)?;
-    subspace.save(&report.dir().join("subspace.safetensors"), *site)?;
+    let frame = frame(&parts, &judge.scales(), global.seed)?;
+    drop(judge);
+    subspace.save(&report.dir().join("subspace.safetensors"), *site, &fingerprint(&mut bench)?)?;
     let mut extra = pairs.record();
     extra["subspace"] = json!({
         "site": site.to_string(), "pos": args.pos, "along": args.along, "dimensions": subspace.dimensions(), "of": width,
-        "finding": finding.len(), "judging": judging.len(),
+        "finding": finding.len(), "judging": judging.len(), "held_out": !found || args.split.held_out(&pairs.pairs),
         "losses": losses, "steps": trained.then(|| args.steps.unwrap_or(200)),
     });
     let summary = summary(&frame, args, *site, (subspace.dimensions(), width), &losses)?;
@@ -129,7 +138,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         frame,
         how: How { plan: &Plan::new(), applied: Vec::new(), tokens: Some(&tokens), extra },
     };
-    drop(judge);
     report.finish(global, bench, outcome)
 }
 
@@ -137,9 +145,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 fn read(args: &Args, site: Site, bench: &mut Bench, tokens: &interp::Tokens) -> Result<Subspace> {
     let path = PathBuf::from(&args.along);
     if !path.exists() {
-        return Err(Error::Missing(format!(
-            "there is no `{}`; --along takes das, pca, means, a file or a directory",
-            args.along.escape_debug()
+        return Err(Error::Missing(no_such(
+            "subspace, file or directory",
+            &args.along,
+            ["das", "pca", "means"].into_iter(),
         )));
     }
     if path.is_dir() {
@@ -149,31 +158,32 @@ fn read(args: &Args, site: Site, bench: &mut Bench, tokens: &interp::Tokens) -> 
         let kept = at_sites(saved, &[site.to_string()], bench.config().n_layer)?;
         return Ok(kept[0].probe.subspace());
     }
-    if let Ok((subspace, own)) = Subspace::load(&path) {
+    let fingerprint = fingerprint(bench)?;
+    if let Some((subspace, own)) = Subspace::load(&path, &fingerprint)? {
         return match own == site {
             true => Ok(subspace),
             false => Err(request(format!("{} is a subspace of {own}, not of {site}", path.display()))),
         };
     }
-    let fingerprint = fingerprint(bench)?;
     let directions = direction::load(&path, &bench.model, &fingerprint)?;
     let own = directions.iter().find(|direction| direction.site == site);
     let own = own.ok_or_else(|| request(format!("{} holds no direction at {site}", path.display())))?;
     Ok(Subspace::spanned(&[own.unit.iter().map(|x| f64::from(*x)).collect()]))
 }
 
-/// The summed rows: part, effect, low and high.
-fn sums(frame: &DataFrame) -> Result<Vec<(String, f64, f64, f64)>> {
+/// A summed row: part, effect, low and high.
+type Sum = (String, f64, Option<f64>, Option<f64>);
+
+/// The summed rows.
+fn sums(frame: &DataFrame) -> Result<Vec<Sum>> {
     let pair = frame.column("pair")?.u32()?;
     let (part, effect) = (frame.column("part")?.str()?, frame.column("effect")?.f64()?);
     let (low, high) = (frame.column("low")?.f64()?, frame.column("high")?.f64()?);
-    let value = |x: Option<f64>| x.unwrap_or(f64::NAN);
-    Ok((0..frame.height())
-        .filter(|&i| pair.get(i).is_none())
-        .map(|i| {
-            (part.get(i).unwrap_or_default().to_string(), value(effect.get(i)), value(low.get(i)), value(high.get(i)))
-        })
-        .collect())
+    let sum = |i: usize| {
+        let part = part.get(i).unwrap_or_default().to_string();
+        (part, effect.get(i).unwrap_or(f64::NAN), low.get(i), high.get(i))
+    };
+    Ok((0..frame.height()).filter(|&i| pair.get(i).is_none()).map(sum).collect())
 }
 
 fn summary(
@@ -189,7 +199,7 @@ fn summary(
     )];
     let sums = sums(frame)?;
     for (part, mean, low, high) in sums.iter().filter(|(part, ..)| !part.starts_with("random")) {
-        lines.push(format!("  {part:<8} {}", bounded(Interval { mean: *mean, low: *low, high: *high })));
+        lines.push(format!("  {part:<8} {}", bounded(Interval { mean: *mean, bounds: low.zip(*high) })));
     }
     let random: Vec<f64> = sums.iter().filter(|(part, ..)| part.starts_with("random")).map(|row| row.1).collect();
     let mean = random.iter().sum::<f64>() / random.len() as f64;
@@ -210,7 +220,8 @@ fn summary(
 }
 
 fn draw(frame: &DataFrame, args: &Args, site: Site) -> Result<interp::figure::Figure> {
-    let row = |(part, value, low, high): (String, f64, f64, f64)| {
+    let row = |(part, value, low, high): Sum| {
+        let (low, high) = (low.unwrap_or(f64::NAN), high.unwrap_or(f64::NAN));
         (part, vec![Dot { series: 0, value, low, high, mark: None }])
     };
     Ok(Dots {

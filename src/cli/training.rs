@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use interp::recipe::{Precision, Recipe};
+use interp::run_dir::{Kept, RUN};
+use interp::texts::Texts;
 use interp::train::{STATE, Trainer};
-use interp::{Error, Result, disk, figure, memory};
+use interp::weights::MODEL_FILES;
+use interp::{Config, Error, Result, disk, figure, memory};
 use polars::df;
 use polars::prelude::DataFrame;
 use serde::{Deserialize, Serialize};
@@ -14,12 +17,15 @@ use serde_json::{Value, json};
 
 use super::args::{Format, Global};
 use super::cost::{self, Estimate};
-use super::report::{arguments, bar, csv, output_dir, print, rows, say};
+use super::output::{bar, object, print, say};
+use super::prompts::reading;
+use super::report::{inputs, output_dir, save_figure, with_arguments};
 use super::stop::Stop;
 use super::{note, request};
 
 /// Options of both commands.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = interp::recipe::help())]
 pub struct Args {
     /// The recipe, such as models/tiny/recipe.toml.
     #[arg(long, value_name = "FILE")]
@@ -27,8 +33,8 @@ pub struct Args {
     /// Set a key of the recipe, such as learning_rate=1e-4; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Text to learn from: a file, a directory, .jsonl with a `text` field per line, or nanoGPT's .bin; may be given
-    /// several times.
+    /// Text to learn from: a file, a directory, .jsonl or .ndjson with a `text` field per line, .parquet, or nanoGPT's .bin; may be
+    /// given several times.
     #[arg(long, value_name = "PATH")]
     pub file: Vec<PathBuf>,
     /// Text to measure on [default: the last tenth of the text].
@@ -49,7 +55,8 @@ impl Args {
     /// The recipe with all that the options change, and the directory from which its paths count.
     pub fn recipe(&self, global: &Global) -> Result<(Recipe, PathBuf)> {
         let mut set = self.set.clone();
-        if global.seed != 0 {
+        // 0 is a seed like any other, but not what a recipe's own gives way to unless it is asked for.
+        if global.given.has("seed") {
             set.push(format!("train.seed={}", global.seed));
         }
         let mut recipe = Recipe::load_with(self.config.as_deref(), &set)?;
@@ -73,6 +80,15 @@ impl Args {
     }
 }
 
+/// The texts of a recipe.
+pub fn texts(recipe: &Recipe, base: &Path, global: &Global) -> Result<Texts> {
+    let texts = Texts::read_with(&recipe.data, base, &reading(global))?;
+    if global.allow_special && texts.is_of_tokens() {
+        return Err(request("--allow-special reads text, and all that is given is tokens already"));
+    }
+    Ok(texts)
+}
+
 /// A line of metrics.jsonl.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Metric {
@@ -88,24 +104,51 @@ struct Metric {
 
 /// Directory of the model with the lowest validation loss.
 const BEST: &str = "best";
+/// The file with a line per measurement.
+const METRICS: &str = "metrics.jsonl";
 
-/// Carries out a run, or says what it would take.
-pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Global, name: &str) -> Result<()> {
-    fits(&trainer, global)?;
+/// Takes the directory of a run before any work; none for a dry run, which writes nothing.
+pub fn claim(
+    command: &str,
+    args: &Args,
+    recipe: &Recipe,
+    base: &Path,
+    global: &Global,
+    name: &str,
+) -> Result<Option<Kept>> {
     if args.dry_run {
-        return estimate(trainer, global);
+        return Ok(None);
     }
-    let dir = output_dir(command, global, name)?;
-    disk::write_dir(&dir)?;
-    let _lock = lock(&dir)?;
-    let metrics_path = dir.join("metrics.jsonl");
+    let data = &recipe.data;
+    let read = data.text.iter().chain(&data.validation).chain(&data.language).map(|path| base.join(path));
+    let reads: Vec<PathBuf> = inputs().into_iter().chain(read).collect();
+    Kept::open(&output_dir(command, global, name)?, command, &reads).map(Some)
+}
+
+/// Carries out a run in the directory that was taken for it, or says what it would take.
+pub fn run(
+    command: &'static str,
+    mut trainer: Trainer,
+    kept: Option<Kept>,
+    args: &Args,
+    global: &Global,
+) -> Result<()> {
+    fits(&trainer, global)?;
+    let Some(mut kept) = kept else { return estimate(trainer, global) };
     let (mut metrics, mut lines) = (Vec::new(), Vec::new());
-    if dir.join(STATE).exists() && !args.restart {
-        trainer.load_state(&dir)?;
-        (metrics, lines) = read_metrics(&metrics_path, trainer.steps())?;
+    if kept.has(STATE) && !args.restart {
+        trainer.load_state(&kept.dir())?;
+        (metrics, lines) = read_metrics(&kept, trainer.steps())?;
         note(global.quiet, &format!("continuing at step {}", trainer.steps()));
     }
-    disk::write_atomic(&metrics_path, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")))?;
+    if !trainer.is_done() {
+        // Unfinished from here on.
+        kept.remove_file(RUN)?;
+    }
+    if args.restart {
+        kept.remove_file(STATE)?;
+    }
+    disk::write_atomic(&kept.write_file(METRICS)?, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")))?;
     note(
         global.quiet,
         &format!(
@@ -118,23 +161,60 @@ pub fn run(command: &'static str, mut trainer: Trainer, args: &Args, global: &Gl
     );
     // What it ends with is the last checkpoint, which is whole.
     let stop = Stop::listen();
-    train(&mut trainer, &dir, &metrics_path, &mut metrics, &stop, global)?;
+    train(&mut trainer, &mut kept, &mut metrics, &stop, global)?;
     if stop.is_asked() {
-        trainer.save_state(&dir)?;
+        save_state(&trainer, &mut kept)?;
         return Err(stop.error(format!(" at step {}; the same command continues", trainer.steps())));
     }
-    trainer.save_model(&dir)?;
-    finish(command, &trainer, &dir, &metrics, global)
+    save_model(&trainer, &mut kept, "")?;
+    finish(command, &trainer, &mut kept, &metrics, global)
+}
+
+fn save_state(trainer: &Trainer, kept: &mut Kept) -> Result<()> {
+    kept.write_file(STATE)?;
+    trainer.save_state(&kept.dir())
+}
+
+/// Writes the model into the run's directory, or into one below it.
+fn save_model(trainer: &Trainer, kept: &mut Kept, below: &str) -> Result<()> {
+    let below = Path::new(below);
+    for name in MODEL_FILES {
+        kept.write_file(&below.join(name).to_string_lossy())?;
+    }
+    trainer.save_model(&kept.dir().join(below))
+}
+
+/// Refuses a model that --memory has no room for, before its weights are drawn or copied.
+pub fn can_start(config: &Config, global: &Global) -> Result<()> {
+    match global.memory {
+        Some(_) => {
+            memory::check(&format!("training {} parameters", config.parameters()), config.start_memory(), global.memory)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a run that would not fit into memory, and says what would.
 fn fits(trainer: &Trainer, global: &Global) -> Result<()> {
-    let limit = global.memory.as_deref().map(memory::parse).transpose()?;
+    let limit = global.memory;
     // A GPU's memory is its own, and rows that it has none for pass in parts.
     if limit.is_none() && !trainer.model().device().is_cpu() {
         return Ok(());
     }
-    let (rows, length) = (trainer.recipe().train.micro_batch_size, trainer.block_size());
+    let t = &trainer.recipe().train;
+    let most = t.batch_size * t.gradient_accumulation_steps;
+    let what = format!(
+        "a step of {most} rows and a validation of {} rows, of {} tokens each,",
+        t.validation_rows(),
+        trainer.block_size()
+    );
+    memory::check(&what, trainer.rows_memory(), limit).map_err(|e| match e {
+        Error::TryAgain(what) => {
+            Error::TryAgain(format!("{what}: lower batch_size, gradient_accumulation_steps or eval_rows"))
+        }
+        other => other,
+    })?;
+    let (rows, length) = (t.micro_batch_size, trainer.block_size());
     let Err(refusal) = memory::check("a training step", trainer.memory(rows, length), limit) else { return Ok(()) };
     let room = limit.or_else(memory::available).unwrap_or(u64::MAX);
     let smaller = std::iter::successors(Some(length), |n| (*n > 32).then_some(n / 2));
@@ -218,21 +298,9 @@ fn estimate(mut trainer: Trainer, global: &Global) -> Result<()> {
     estimate.show(global)
 }
 
-/// One trainer per directory.
-fn lock(dir: &Path) -> Result<std::fs::File> {
-    let path = dir.join(".lock");
-    let file =
-        std::fs::File::create(&path).map_err(|e| Error::CannotWrite { path: path.clone(), what: e.to_string() })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => Err(Error::TryAgain(format!("{}: another process is training here", dir.display()))),
-    }
-}
-
 fn train(
     trainer: &mut Trainer,
-    dir: &Path,
-    metrics_path: &Path,
+    kept: &mut Kept,
     metrics: &mut Vec<Metric>,
     stop: &Stop,
     global: &Global,
@@ -241,16 +309,14 @@ fn train(
     let bar = bar(global.quiet, knobs.max_iters, "step {pos}/{len} [{wide_bar}] {msg}, {eta} left");
     bar.set_position(trainer.steps());
     bar.reset_eta();
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .open(metrics_path)
-        .map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })?;
+    let metrics_path = kept.write_file(METRICS)?;
+    let mut file = disk::open_append(&metrics_path)?;
     let (begun, before) = (Instant::now(), metrics.last().map_or(0.0, |metric| metric.seconds));
     let mut record = |metrics: &mut Vec<Metric>, mut metric: Metric| -> Result<()> {
         metric.seconds = before + begun.elapsed().as_secs_f64();
         let line = serde_json::to_string(&metric).map_err(|e| Error::Bug(e.to_string()))?;
         metrics.push(metric);
-        writeln!(file, "{line}").map_err(|source| Error::Io { path: metrics_path.to_path_buf(), source })
+        writeln!(file, "{line}").map_err(|source| Error::Io { path: metrics_path.clone(), source })
     };
     let mut rows = knobs.micro_batch_size;
     if trainer.steps() == 0 && metrics.is_empty() {
@@ -279,14 +345,13 @@ fn train(
             let (loss, lowest) = trainer.evaluate()?;
             record(metrics, metric("validation", loss))?;
             if lowest && knobs.keep_best {
-                disk::write_dir(&dir.join(BEST))?;
-                trainer.save_model(&dir.join(BEST))?;
+                save_model(trainer, kept, BEST)?;
             }
         }
         bar.set_position(step.step);
         bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", step.loss));
         if step.step % knobs.checkpoint_interval == 0 || last || trainer.is_done() {
-            trainer.save_state(dir)?;
+            save_state(trainer, kept)?;
         }
     }
     bar.finish_and_clear();
@@ -294,17 +359,17 @@ fn train(
 }
 
 /// The metrics up to a step, and their lines as they stand in the file: later ones belong to steps that a kill undid.
-fn read_metrics(path: &Path, steps: u64) -> Result<(Vec<Metric>, Vec<String>)> {
-    if !path.exists() {
+fn read_metrics(kept: &Kept, steps: u64) -> Result<(Vec<Metric>, Vec<String>)> {
+    if !kept.has(METRICS) {
         return Ok((Vec::new(), Vec::new()));
     }
-    let text = String::from_utf8_lossy(&interp::weights::read_small(path, 1 << 30)?).into_owned();
+    let text = String::from_utf8_lossy(&interp::weights::read_small(&kept.dir().join(METRICS), 1 << 30)?).into_owned();
     // A line that a kill cut short does not parse, and is of a step that was undone.
     let known = text.lines().filter_map(|line| Some((serde_json::from_str::<Metric>(line).ok()?, line.to_string())));
     Ok(known.filter(|(metric, _)| metric.step <= steps).unzip())
 }
 
-fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], global: &Global) -> Result<()> {
+fn finish(command: &str, trainer: &Trainer, kept: &mut Kept, metrics: &[Metric], global: &Global) -> Result<()> {
     let mut frame: DataFrame = df!(
         "step" => metrics.iter().map(|m| m.step).collect::<Vec<_>>(),
         "split" => metrics.iter().map(|m| m.split.clone()).collect::<Vec<_>>(),
@@ -315,13 +380,14 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "cost" => metrics.iter().map(|m| global.cost(m.seconds)).collect::<Vec<_>>(),
     )?;
     let seconds = metrics.last().map_or(0.0, |m| m.seconds);
-    interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
+    interp::frame::save_parquet(&mut frame, &kept.write_file("frame.parquet")?)?;
     let figure = figure::training(&frame)?;
-    disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
-    disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
-    let run: Value = json!({
+    kept.write_file("figure.svg")?;
+    kept.write_file("figure.png")?;
+    let dir = kept.dir();
+    save_figure(&dir, &figure, global)?;
+    let mut run: Value = json!({
         "command": command,
-        "arguments": arguments(),
         "recipe": trainer.recipe(),
         "rows_at_once": trainer.micro_batch_size(),
         "model": trainer.model().config().to_json(),
@@ -338,8 +404,10 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
         "cost": global.cost(seconds),
         "price_per_hour": global.price,
     });
-    let text = serde_json::to_vec_pretty(&run).map_err(|e| Error::Bug(e.to_string()))?;
-    disk::write_bytes(&dir.join("run.json"), &text)?;
+    if trainer.recipe().recorded() != *trainer.recipe() {
+        run["recipe_lossy"] = json!(true);
+    }
+    let run = kept.write_run(with_arguments(run))?;
     let last = |split: &str| metrics.iter().rev().find(|m| m.split == split).map_or(f64::NAN, |m| m.loss);
     match global.format {
         Format::Text => say(
@@ -349,10 +417,10 @@ fn finish(command: &str, trainer: &Trainer, dir: &Path, metrics: &[Metric], glob
                 trainer.steps(),
                 last("train"),
                 last("validation"),
-                dir.display()
+                kept.out().display()
             ),
         ),
-        Format::Json => print(&(json!({ "run": run, "rows": rows(&frame)? }).to_string() + "\n")),
-        Format::Csv => print(&csv(&frame)?),
+        Format::Json => print(&object(&[("run", run.to_string()), ("rows", interp::frame::json(&frame)?)])),
+        Format::Csv => print(&global.csv().text(&frame)?),
     }
 }

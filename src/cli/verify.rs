@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::args::Global;
 use super::bench::Bench;
-use super::report::{How, Outcome, Report, bar, counted};
+use super::output::{bar, counted};
+use super::report::{How, Outcome, Report};
 use super::request;
 
 #[derive(clap::Args, Debug)]

@@ -5,14 +5,23 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::files;
 use super::sequences::{Cut, Sequences};
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result, shorten, shorten_to};
 use crate::shard::Layout;
 use crate::site::Site;
 use crate::{disk, weights};
 
 /// The version of the layout of a dataset's directory.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Bytes of a plan at most.
+const MAX_BYTES: u64 = 64 << 20;
+/// Parts of a dataset at most: their numbers have five digits.
+const MAX_PARTS: usize = 100_000;
+/// Sites, and labels, of a plan that was read, at most.
+const MAX_NAMES: usize = 4096;
+/// Tokens of a sequence at most, in a plan that was read.
+const MAX_CONTEXT: usize = 1 << 24;
 
 /// What was asked for: two exports of the same request are equal, byte for byte.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,6 +106,7 @@ impl Request {
     pub fn check(&self, n_positions: usize) -> Result<()> {
         let cut = &self.cut;
         cut.check(n_positions)?;
+        self.layout.check_names(&self.labels, &self.sites)?;
         if cut.pack && !self.labels.is_empty() {
             return Err(Error::request(
                 "labels belong to documents, and packed sequences to several; leave out --pack or --label",
@@ -132,13 +142,22 @@ impl Request {
 
 impl Plan {
     /// Divides sequences into parts.
-    pub fn new(request: Request, documents: u32, sequences: &Sequences, digests: Vec<String>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Request`] for more parts than a dataset has.
+    pub fn new(request: Request, documents: u32, sequences: &Sequences, digests: Vec<String>) -> Result<Self> {
         let mut parts = vec![Part { first: 0, sequences: 0, rows: 0 }];
         for (i, sequence) in sequences.all().iter().enumerate() {
             let full = parts
                 .last()
                 .is_some_and(|part| part.rows > 0 && part.rows + u64::from(sequence.rows) > request.part_rows);
             if full {
+                if parts.len() == MAX_PARTS {
+                    return Err(Error::request(format!(
+                        "{} rows to a part make more than {MAX_PARTS} parts; raise --part-rows",
+                        request.part_rows
+                    )));
+                }
                 parts.push(Part { first: i, sequences: 0, rows: 0 });
             }
             if let Some(part) = parts.last_mut() {
@@ -146,7 +165,72 @@ impl Plan {
                 part.rows += u64::from(sequence.rows);
             }
         }
-        Self { format: FORMAT, request, documents, digests, parts }
+        Ok(Self { format: FORMAT, request, documents, digests, parts })
+    }
+
+    /// What is wrong with a plan that was read: the numbers in it are used as they are.
+    fn fault(&self) -> Option<String> {
+        let Request { sites, labels, cut, part_rows, batch_tokens, .. } = &self.request;
+        if sites.len() > MAX_NAMES || labels.len() > MAX_NAMES {
+            return Some(format!("{} sites and {} labels, at most {MAX_NAMES} each", sites.len(), labels.len()));
+        }
+        if let Err(e) = self.request.check(MAX_CONTEXT) {
+            return Some(e.to_string());
+        }
+        if *part_rows == 0 || *batch_tokens == 0 || self.documents == 0 {
+            return Some(format!(
+                "{part_rows} rows to a part, {batch_tokens} tokens at once, {} documents",
+                self.documents
+            ));
+        }
+        match self.sites() {
+            Err(e) => return Some(e.to_string()),
+            Ok(known) if known.is_empty() => return Some("there is no site".into()),
+            Ok(known) if sites.iter().zip(&known).any(|(name, site)| *name != site.to_string()) => {
+                return Some("a site is not written as sites are".into());
+            }
+            Ok(known) if (1..known.len()).any(|i| known[..i].contains(&known[i])) => {
+                return Some("a site is there twice".into());
+            }
+            Ok(_) => {}
+        }
+        if self.digests.len() != 2 + usize::from(!labels.is_empty()) || !self.digests.iter().all(|own| is_sha256(own)) {
+            return Some("digests are not the sha256 of its files".into());
+        }
+        if self.parts.is_empty() || self.parts.len() > MAX_PARTS {
+            return Some(format!("there are {} parts, not 1 to {MAX_PARTS}", self.parts.len()));
+        }
+        let mut next = 0_usize;
+        for (i, part) in self.parts.iter().enumerate() {
+            let end = next.checked_add(part.sequences).filter(|end| u32::try_from(*end).is_ok());
+            let (true, Some(end), true) = (part.first == next, end, part.sequences > 0) else {
+                return Some(format!(
+                    "part {i} has {} sequences from {}, after {next} others",
+                    part.sequences, part.first
+                ));
+            };
+            let most = (part.sequences as u64).saturating_mul(cut.context as u64);
+            if part.rows == 0 || part.rows > most {
+                return Some(format!(
+                    "part {i} has {} rows of {} sequences of {}",
+                    part.rows, part.sequences, cut.context
+                ));
+            }
+            next = end;
+        }
+        None
+    }
+
+    /// Checks that the parts are those of the sequences.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn check_sequences(&self, sequences: &Sequences, dir: &Path) -> Result<()> {
+        let own = Self::new(self.request.clone(), self.documents, sequences, self.digests.clone())?;
+        match own == *self {
+            true => Ok(()),
+            false => Err(Error::data(path(dir), "has other parts than sequences.bin")),
+        }
     }
 
     /// The file of a part.
@@ -190,19 +274,28 @@ impl Plan {
     /// The plan of a directory; none where there is no dataset yet.
     ///
     /// # Errors
-    /// [`Error::Data`] for what is no plan, or that of a later version.
+    /// [`Error::Data`] for what is no plan, that of another version, or one whose numbers do not fit each other.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let path = path(dir);
-        if !path.exists() {
-            return Ok(None);
+        #[derive(Deserialize)]
+        struct Version {
+            format: Value,
         }
-        let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::data(&path, format!("no plan: {e}")))?;
-        if value["format"] != FORMAT {
-            let what = format!("has layout {}; this version reads {FORMAT}", value["format"]);
+        let path = path(dir);
+        let Some(bytes) = files::read(&path, MAX_BYTES)? else { return Ok(None) };
+        let refuse = |what: String| Error::data(&path, format!("no plan: {}", shorten_to(&what, 300)));
+        let Version { format } = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        if format != FORMAT {
+            let what = format!(
+                "has layout {}; this version reads {FORMAT}: export the dataset again",
+                shorten(&format.to_string())
+            );
             return Err(Error::data(&path, what));
         }
-        serde_json::from_value(value).map(Some).map_err(|e| Error::data(&path, format!("no plan: {e}")))
+        let plan: Self = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        match plan.fault() {
+            None => Ok(Some(plan)),
+            Some(what) => Err(refuse(what)),
+        }
     }
 
     /// Checks that a new request is this plan's.
@@ -236,6 +329,11 @@ impl Plan {
             format!("another export was begun here, {}; name another --out", differing.join("; ")),
         ))
     }
+}
+
+/// Whether this is a sha256 as it is written.
+pub(super) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// What the files of a part are called, but for what they end in.

@@ -49,7 +49,14 @@ impl Dataset {
     /// [`Error::Data`] for a part that is missing, cut short, damaged or another one.
     pub fn read_part(&self, index: usize) -> Result<ShardReader> {
         let entry = &self.manifest.parts[index];
-        ShardReader::parse(entry.read(&self.dir)?, &self.dir.join(&entry.file))
+        let part = ShardReader::parse(entry.read(&self.dir)?, &self.dir.join(&entry.file))?;
+        match part.rows() as u64 == entry.rows {
+            true => Ok(part),
+            false => Err(Error::data(
+                self.dir.join(&entry.file),
+                format!("has {} rows, and {} were sealed", part.rows(), entry.rows),
+            )),
+        }
     }
 
     /// Identity of all rows (`prompt`, `document`, `pos`, `token_id`, `token` and the labels), and of each of these sites, by the

@@ -7,12 +7,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::documents::{Content, Documents};
+use super::files;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::random::{Rng, SliceRandom, stream};
 use crate::text::Tokenizer;
 
 /// Bytes of a [`Sequence`] in the file.
-const RECORD: u64 = 28;
+pub(crate) const RECORD: u64 = 28;
 
 /// How documents become sequences, and which of their positions are rows of the dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,9 @@ pub struct Cut {
     pub whole: bool,
     /// The token that starts every sequence, if one does.
     pub start: Option<u32>,
+    /// The token that starts a sequence is put before a text that begins with it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_twice: bool,
     /// The token between documents that are packed.
     pub between: Option<u32>,
     /// Leave out the position at which a sequence starts.
@@ -40,6 +45,9 @@ pub struct Cut {
     pub shuffle: bool,
     /// What is drawn is drawn from this.
     pub seed: u64,
+    /// Special tokens that are written in a text are these tokens.
+    #[serde(default)]
+    pub allow_special: bool,
 }
 
 impl Cut {
@@ -51,12 +59,14 @@ impl Cut {
             pack: false,
             whole: false,
             start: None,
+            start_twice: false,
             between: None,
             skip_first: false,
             sample: None,
             max_tokens: None,
             shuffle: false,
             seed: 0,
+            allow_special: false,
         }
     }
 
@@ -71,7 +81,7 @@ impl Cut {
 pub struct Sequence {
     /// Its number, before any shuffling: the column `prompt`.
     pub index: u32,
-    /// The document that its first token is from.
+    /// The document that its first token is from; where documents are packed, [`Sequences::documents`] has that of each token.
     pub document: u32,
     /// Where its tokens are, in the list of all.
     offset: u64,
@@ -87,12 +97,15 @@ pub struct Sequence {
 pub struct Sequences {
     tokens: File,
     path: std::path::PathBuf,
+    /// Whether the tokens of each sequence are followed by the document of each.
+    packed: bool,
     /// In the order in which they are read.
     all: Vec<Sequence>,
 }
 
-/// Cuts documents into sequences and writes their tokens to `tokens`, which is the file `path`, and their places to `places`;
-/// returns how many documents there were, and hands the labels of each to `label`.
+/// Cuts documents into sequences and writes their tokens to `tokens`, which is the file `path`, and their places to `places`; where
+/// documents are packed, the tokens of each sequence are followed by the document that each of them is from;
+/// returns how many documents there were.
 ///
 /// # Errors
 /// Faults of the documents, [`Error::Request`] for text that the tokenizer cannot encode, for tokens without documents that
@@ -104,7 +117,6 @@ pub fn write(
     path: &Path,
     tokens: &mut dyn Write,
     places: &mut Vec<u8>,
-    label: &mut dyn FnMut(Vec<serde_json::Value>) -> Result<()>,
 ) -> Result<u32> {
     let mut cutter = Cutter { cut, path, tokens, all: Vec::new(), offset: 0, rows: 0 };
     let mut packed: Vec<u32> = Vec::new();
@@ -115,18 +127,22 @@ pub fn write(
     for document in documents {
         let document = document?;
         let (ids, more) = match document.content {
-            Content::Text(text) => (tokenizer.encode_long(&text)?, false),
+            Content::Text(text) => {
+                let mut ids = tokenizer.encode_long(&text, cut.allow_special)?;
+                // What starts every sequence is not said twice, unless that is asked for.
+                if !cut.pack && !cut.start_twice && cut.start.is_some() && ids.first().copied() == cut.start {
+                    ids.remove(0);
+                }
+                (ids, false)
+            }
             Content::Tokens { ids, more } if cut.pack => (ids, more),
             Content::Tokens { .. } => {
                 return Err(Error::request("a file of tokens is one long text: --pack cuts it into sequences"));
             }
         };
-        if !goes_on {
-            label(document.labels)?;
-            if let (Some(between), true, true) = (cut.between, cut.pack, count > 0) {
-                packed.push(between);
-                documents_of.push(count);
-            }
+        if let (false, Some(between), true, true) = (goes_on, cut.between, cut.pack, count > 0) {
+            packed.push(between);
+            documents_of.push(count);
         }
         if cut.pack {
             documents_of.resize(packed.len() + ids.len(), count);
@@ -134,7 +150,7 @@ pub fn write(
             let body = cut.body();
             let mut start = 0;
             while packed.len() - start >= body {
-                cutter.push(&packed[start..start + body], seen, documents_of[start])?;
+                cutter.push(&packed[start..start + body], seen, &documents_of[start..start + body])?;
                 start += cut.stride;
                 seen = body - cut.stride;
                 if cutter.is_full() {
@@ -147,13 +163,15 @@ pub fn write(
             cutter.windows(&ids, count)?;
         }
         goes_on = more;
-        count += u32::from(!more);
+        count = count
+            .checked_add(u32::from(!more))
+            .ok_or_else(|| Error::request("more than 4 billion documents; export them in several datasets"))?;
         if cutter.is_full() {
             break;
         }
     }
     if packed.len() > seen && !cutter.is_full() {
-        cutter.push(&packed, seen, documents_of[0])?;
+        cutter.push(&packed, seen, &documents_of)?;
     }
     let mut all = cutter.all;
     if all.is_empty() {
@@ -163,7 +181,7 @@ pub fn write(
         all.shuffle(&mut stream(cut.seed, "order of sequences", 0));
     }
     places.extend(all.iter().flat_map(|sequence| sequence.to_bytes()));
-    Ok(count.max(1))
+    Ok((count + u32::from(goes_on)).max(1))
 }
 
 struct Cutter<'a> {
@@ -186,15 +204,16 @@ impl Cutter<'_> {
         let (mut start, mut seen) = (0, 0);
         while !self.is_full() && (start == 0 || start + seen < ids.len()) {
             let end = (start + self.cut.body()).min(ids.len());
-            self.push(&ids[start..end], seen, document)?;
+            self.push(&ids[start..end], seen, &[document])?;
             seen = self.cut.body() - self.cut.stride;
             start += self.cut.stride;
         }
         Ok(())
     }
 
-    /// A sequence of which the first `seen` tokens are rows of another one.
-    fn push(&mut self, body: &[u32], seen: usize, document: u32) -> Result<()> {
+    /// A sequence of which the first `seen` tokens are rows of another one; `documents` are those of its tokens, where they are
+    /// packed, or else the one.
+    fn push(&mut self, body: &[u32], seen: usize, documents: &[u32]) -> Result<()> {
         let started = usize::from(self.cut.start.is_some());
         let length = body.len() + started;
         let first = match seen {
@@ -209,13 +228,18 @@ impl Cutter<'_> {
         if rows == 0 || (self.cut.whole && length < self.cut.context) {
             return Ok(());
         }
-        let ids: Vec<u32> = self.cut.start.into_iter().chain(body.iter().copied()).collect();
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let document = documents.first().copied().unwrap_or(0);
+        let mut words: Vec<u32> = self.cut.start.into_iter().chain(body.iter().copied()).collect();
+        if self.cut.pack {
+            // The token that starts a sequence belongs to what follows it.
+            words.extend(self.cut.start.map(|_| document).into_iter().chain(documents.iter().copied()));
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.tokens.write_all(&bytes).map_err(|e| Error::writing(self.path, e))?;
         let index = u32::try_from(self.all.len()).map_err(|_| Error::request("more than 4 billion sequences"))?;
         let (first, rows, length) = (first as u32, rows as u32, length as u32);
         self.all.push(Sequence { index, document, offset: self.offset, length, first, rows });
-        self.offset += u64::from(length);
+        self.offset += words.len() as u64;
         self.rows += u64::from(rows);
         Ok(())
     }
@@ -288,20 +312,44 @@ impl Sequence {
 }
 
 impl Sequences {
-    /// Opens what [`write()`] wrote.
+    /// Opens what [`write()`] wrote of `documents` texts.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Data`] for files that do not fit each other.
-    pub fn open(tokens: &Path, places: &Path) -> Result<Self> {
-        let read = |path: &Path| std::fs::read(path).map_err(|e| Error::reading(path, e));
-        let all: Option<Vec<Sequence>> = read(places)?.chunks(RECORD as usize).map(Sequence::from_bytes).collect();
+    /// [`Error::Io`], and [`Error::Data`] for files that do not fit each other or the cut.
+    pub fn open(tokens: &Path, places: &Path, cut: &Cut, documents: u32) -> Result<Self> {
+        let size = files::size(places)?.unwrap_or(0);
+        memory::check("the list of sequences", size.saturating_mul(2), None)?;
+        let bytes = files::read(places, size)?.ok_or_else(|| Error::data(places, "is missing"))?;
+        let all: Option<Vec<Sequence>> = bytes.chunks(RECORD as usize).map(Sequence::from_bytes).collect();
         let all = all.ok_or_else(|| Error::data(places, "is cut short"))?;
-        let io = |e| Error::reading(tokens, e);
-        let file = File::open(tokens).map_err(io)?;
-        let held = file.metadata().map_err(io)?.len() / 4;
-        match all.iter().map(|sequence| sequence.offset + u64::from(sequence.length)).max() {
-            Some(needed) if needed <= held => Ok(Self { tokens: file, path: tokens.into(), all }),
-            needed => Err(Error::data(tokens, format!("holds {held} tokens instead of {}", needed.unwrap_or(0)))),
+        let file = files::open(tokens)?;
+        let held = file.metadata().map_err(|e| Error::reading(tokens, e))?.len();
+        let words = |sequence: &Sequence| u64::from(sequence.length) * (1 + u64::from(cut.pack));
+        let needed = 4 * all.iter().map(words).sum::<u64>();
+        if held != needed {
+            return Err(Error::data(tokens, format!("has {held} bytes, and its {} sequences {needed}", all.len())));
+        }
+        for (i, sequence) in all.iter().enumerate() {
+            let fits = sequence.offset.checked_add(words(sequence)).is_some_and(|end| end <= needed / 4)
+                && sequence.length as usize <= cut.context
+                && sequence.rows > 0
+                && sequence.first.checked_add(sequence.rows).is_some_and(|end| end <= sequence.length)
+                && sequence.document < documents
+                && (sequence.index as usize) < all.len();
+            if !fits {
+                return Err(Error::data(
+                    places,
+                    format!(
+                        "sequence {i} does not fit {} tokens, {documents} documents and a context of {}",
+                        needed / 4,
+                        cut.context
+                    ),
+                ));
+            }
+        }
+        match all.is_empty() {
+            true => Err(Error::data(places, "holds no sequence")),
+            false => Ok(Self { tokens: file, path: tokens.into(), packed: cut.pack, all }),
         }
     }
 
@@ -315,9 +363,24 @@ impl Sequences {
     /// # Errors
     /// [`Error::Io`].
     pub fn ids(&mut self, sequence: &Sequence) -> Result<Vec<u32>> {
-        let mut bytes = vec![0; 4 * sequence.length as usize];
+        self.words(sequence.offset, sequence.length)
+    }
+
+    /// The document that each token of one is from; a token between two documents belongs to the second.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn documents(&mut self, sequence: &Sequence) -> Result<Vec<u32>> {
+        match self.packed {
+            true => self.words(sequence.offset + u64::from(sequence.length), sequence.length),
+            false => Ok(vec![sequence.document; sequence.length as usize]),
+        }
+    }
+
+    fn words(&mut self, offset: u64, length: u32) -> Result<Vec<u32>> {
+        let mut bytes = vec![0; 4 * length as usize];
         self.tokens
-            .seek(SeekFrom::Start(4 * sequence.offset))
+            .seek(SeekFrom::Start(4 * offset))
             .and_then(|_| self.tokens.read_exact(&mut bytes))
             .map_err(|e| Error::reading(&self.path, e))?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
@@ -336,12 +399,14 @@ mod tests {
             pack: false,
             whole: false,
             start: Some(0),
+            start_twice: false,
             between: Some(0),
             skip_first: false,
             sample: None,
             max_tokens: None,
             shuffle: false,
             seed: 1,
+            allow_special: false,
         }
     }
 
@@ -359,11 +424,10 @@ mod tests {
             &tokens,
             &mut File::create(&tokens).unwrap(),
             &mut list,
-            &mut |_| Ok(()),
         )
         .unwrap();
         std::fs::write(&places, list).unwrap();
-        let mut sequences = Sequences::open(&tokens, &places).unwrap();
+        let mut sequences = Sequences::open(&tokens, &places, cut, texts.len() as u32).unwrap();
         let all = sequences.all().to_vec();
         all.iter().map(|sequence| (sequences.ids(sequence).unwrap(), sequence.positions(cut))).collect()
     }

@@ -97,6 +97,25 @@ impl Statistics {
         }
     }
 
+    /// What is wrong with them, if they are to be those of `rows` vectors.
+    pub(crate) fn fault(&self, rows: u64, covariance: bool) -> Option<String> {
+        let dim = self.mean.len();
+        let products = if covariance { dim.checked_mul(dim) } else { Some(0) };
+        let finite = |list: &[f64]| list.iter().all(|x| x.is_finite());
+        if dim == 0 || self.squares.len() != dim || products != Some(self.products.len()) {
+            return Some(format!(
+                "has {dim} means, {} squares and {} products, which do not fit each other",
+                self.squares.len(),
+                self.products.len()
+            ));
+        }
+        if self.count > rows {
+            return Some(format!("counts {} vectors of {rows}", self.count));
+        }
+        let whole = [&self.mean, &self.squares, &self.products].into_iter().all(|list| finite(list));
+        (!whole || !finite(&[self.mean_norm, self.max_norm])).then(|| "has a number that is not finite".into())
+    }
+
     /// Adds those of another part.
     pub fn add(&mut self, other: &Self) {
         self.not_finite += other.not_finite;

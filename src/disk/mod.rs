@@ -20,13 +20,18 @@ use fault::step;
 /// What `fill` returns, [`Error::CannotWrite`] or [`Error::Io`]; the old content, if any, is then untouched and nothing is
 /// left behind.
 pub fn write_with<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
-    write_through(path, |temporary| {
-        // Large writes pass it by.
-        let mut writer = BufWriter::with_capacity(1 << 16, Growing { to: temporary.as_file(), path, behind: 0 });
-        let value = fill(&mut writer)?;
-        writer.flush().map_err(|e| Error::writing(path, e))?;
-        Ok(value)
-    })
+    let fail = |e| Error::writing(path, e);
+    let temporary = step(path, "create").and_then(|()| open_beside(path)).map_err(fail)?;
+    // Large writes pass the buffer by.
+    let mut writer = BufWriter::with_capacity(1 << 16, Growing { to: temporary.as_file(), path, behind: 0 });
+    let value = fill(&mut writer)?;
+    writer.flush().map_err(fail)?;
+    drop(writer);
+    step(path, "sync").and_then(|()| temporary.as_file().sync_all()).map_err(fail)?;
+    step(path, "rename").map_err(fail)?;
+    temporary.persist(path).map_err(|e| fail(e.error))?;
+    sync_dir(&parent(path));
+    Ok(value)
 }
 
 /// [`write_with`] for what fails as writing does.
@@ -35,38 +40,6 @@ pub fn write_with<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>
 /// As [`write_with`].
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     write_with(path, |file| fill(file).map_err(|e| Error::writing(path, e)))
-}
-
-/// [`write_atomic`] for what writes to a path of its own choosing: `fill` is given the temporary one.
-///
-/// # Errors
-/// As [`write_with`].
-pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    write_through(path, |temporary| fill(temporary.path()).map_err(|e| Error::writing(path, e)))
-}
-
-fn write_through<T>(path: &Path, fill: impl FnOnce(&tempfile::NamedTempFile) -> Result<T>) -> Result<T> {
-    let fail = |e| Error::writing(path, e);
-    let temporary = step(path).and_then(|()| open_beside(path)).map_err(fail)?;
-    let value = fill(&temporary)?;
-    step(path).and_then(|()| temporary.as_file().sync_all()).map_err(fail)?;
-    step(path).map_err(fail)?;
-    temporary.persist(path).map_err(|e| fail(e.error))?;
-    sync_dir(&parent(path));
-    Ok(value)
-}
-
-/// Writes a new file and syncs it, where there is none yet: others see all of it or nothing, even where this process is killed.
-///
-/// # Errors
-/// What the system says; of kind `AlreadyExists` where there is one.
-pub fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    step(path)?;
-    let temporary = open_beside(path)?;
-    Growing { to: temporary.as_file(), path, behind: 0 }.write_all(bytes)?;
-    step(path).and_then(|()| temporary.as_file().sync_all())?;
-    step(path)?;
-    temporary.persist_noclobber(path).map(drop).map_err(|e| e.error)
 }
 
 /// A temporary file beside another, hidden: `.NAME.….tmp`.
@@ -94,11 +67,11 @@ struct Growing<'a> {
 
 impl Write for Growing<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        step(self.path)?;
+        step(self.path, "write")?;
         let written = self.to.write(bytes)?;
         self.behind += written as u64;
         if self.behind >= BEHIND {
-            step(self.path)?;
+            step(self.path, "sync part")?;
             self.to.sync_data()?;
             self.behind = 0;
             #[cfg(target_os = "linux")]
@@ -115,7 +88,7 @@ impl Write for Growing<'_> {
 /// Comes before everything that a disk may refuse: creating, writing, syncing, renaming.
 #[cfg(not(test))]
 #[inline]
-fn step(_: &Path) -> std::io::Result<()> {
+fn step(_: &Path, _: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
@@ -127,12 +100,47 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |file| file.write_all(bytes))
 }
 
+/// Opens a file that is there to write at its end; a link is refused.
+///
+/// # Errors
+/// [`Error::CannotWrite`] or [`Error::Io`].
+pub fn open_append(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.append(true);
+    open_unlinked(path, options)
+}
+
+fn open_unlinked(path: &Path, mut options: std::fs::OpenOptions) -> Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NOFOLLOW);
+    }
+    options.open(path).map_err(|e| Error::writing(path, e))
+}
+
+/// Creates an empty file, or leaves the one that is there; a link is refused. It needs no temporary file, which another process
+/// could take for the remains of one that was killed.
+///
+/// # Errors
+/// [`Error::CannotWrite`] or [`Error::Io`].
+pub fn write_mark(path: &Path) -> Result<()> {
+    let mut options = File::options();
+    options.append(true).create(true);
+    open_unlinked(path, options).map(drop)
+}
+
 /// Creates a directory and its parents.
 ///
 /// # Errors
 /// [`Error::CannotWrite`].
 pub fn write_dir(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(|e| Error::writing(path, e))
+    let there = path.is_dir();
+    std::fs::create_dir_all(path).map_err(|e| Error::writing(path, e))?;
+    if !there {
+        sync_dir(&parent(path));
+    }
+    Ok(())
 }
 
 /// Bytes that are free where a path is or would be, where the system tells.
@@ -148,15 +156,17 @@ pub fn free(path: &Path) -> Option<u64> {
     None
 }
 
-fn parent(path: &Path) -> PathBuf {
+pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
         _ => PathBuf::from("."),
     }
 }
 
-/// Makes a rename survive a power cut; some file systems cannot, which loses nothing else.
-fn sync_dir(dir: &Path) {
+/// Makes a rename in a directory survive a power cut; some file systems cannot, which loses nothing else.
+pub(crate) fn sync_dir(dir: &Path) {
+    #[cfg(test)]
+    fault::record(dir, "sync directory");
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Export, Piece};
 use crate::dataset::documents::{Content, Document};
+use crate::dataset::labels::Label;
 use crate::dataset::manifest::Manifest;
 use crate::dataset::plan::{Dtype, Request};
 use crate::dataset::sequences::Cut;
@@ -44,7 +45,7 @@ fn request(layout: Layout) -> Request {
 /// The whole export of a small text, sealed.
 fn export(model: &Gpt2, tokenizer: &Tokenizer, dir: &Path, layout: Layout) -> Result<Manifest> {
     let document = |text: &&str| {
-        let labels = vec![text.len().into()];
+        let labels = vec![Label::I64(text.len() as i64)];
         Ok(Document { content: Content::Text(text.to_string()), labels })
     };
     let documents = || Ok(Box::new(TEXTS.iter().map(document)) as _);
@@ -54,7 +55,8 @@ fn export(model: &Gpt2, tokenizer: &Tokenizer, dir: &Path, layout: Layout) -> Re
 }
 
 fn left_behind(dir: &Path) -> Vec<PathBuf> {
-    let all = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    // A directory in which no plan came about is gone.
+    let all = std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path());
     all.filter(|path| path.extension().is_some_and(|end| end == "tmp" || end == "lock")).collect()
 }
 

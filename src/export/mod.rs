@@ -7,7 +7,7 @@ mod rows;
 mod text;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
@@ -19,9 +19,9 @@ use crate::config::Config;
 use crate::dataset::documents::Documents;
 use crate::dataset::lock::Lock;
 use crate::dataset::manifest::{Manifest, Record};
-use crate::dataset::plan::{Dtype, Plan, Request, stem};
-use crate::dataset::sequences::{Cut, Sequence, Sequences};
-use crate::disk;
+use crate::dataset::plan::{Dtype, Plan, Request};
+use crate::dataset::sequences::{Cut, RECORD, Sequence, Sequences};
+use crate::dataset::{files, read_for_pieces};
 use crate::error::{Error, Result};
 use crate::frame::load_parquet;
 use crate::gather::{Gather, check_sites, width};
@@ -31,7 +31,7 @@ use crate::shard::Layout;
 use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::tokens::batches;
-use crate::weights::sha256;
+use crate::{disk, memory};
 use reader::Reader;
 use rows::Rows;
 use text::FILES;
@@ -101,7 +101,7 @@ pub fn request(model: &Gpt2, tokenizer: &Tokenizer, sites: &[Site]) -> Request {
         layout: Layout::Parquet,
         dtype: Dtype::F32,
         computed: format!("{:?} on {}", model.dtype(), crate::device::name(model.device())).to_lowercase(),
-        cut: Cut::windows(config.n_positions).starting(tokenizer.end_of_text()),
+        cut: Cut::windows(config.n_positions).starting(tokenizer.bos()),
         labels: Vec::new(),
         covariance: false,
         part_rows: part_rows(config, sites, Dtype::F32),
@@ -119,21 +119,22 @@ pub fn part_rows(config: &Config, sites: &[Site], dtype: Dtype) -> u64 {
 impl<'a> Export<'a> {
     /// Plans a dataset in `dir`, or takes up the one that was planned there.
     ///
-    /// `documents` is asked for the text only where there is no plan yet.
+    /// `documents` is asked for the text only where there is no plan yet, and twice where there are labels. Where the text, or a
+    /// label of it, is refused, the directory is as it was.
     ///
     /// # Errors
-    /// [`Error::Data`] where another request was planned in that directory, [`Error::CannotWrite`] for one that holds other
-    /// things, [`Error::TryAgain`] where another process keeps planning, [`Error::Request`] for options that exclude each
+    /// [`Error::Data`] where another request was planned in that directory, and for labels that cannot be kept exactly,
+    /// [`Error::CannotWrite`] for a directory that holds links or other things, [`Error::TryAgain`] where another process keeps planning, [`Error::Request`] for options that exclude each
     /// other, and faults of the text.
     pub fn open(
         model: &'a Gpt2,
         tokenizer: &'a Tokenizer,
         dir: &Path,
         request: &Request,
-        documents: impl FnOnce() -> Result<Documents>,
+        documents: impl Fn() -> Result<Documents>,
     ) -> Result<Self> {
         request.check(model.config().n_positions)?;
-        open_dir(dir)?;
+        let is_new = open_dir(dir)?;
         let plan = match Plan::open(dir)? {
             Some(plan) => plan,
             None => {
@@ -141,24 +142,41 @@ impl<'a> Export<'a> {
                 match Plan::open(dir)? {
                     Some(plan) => plan, // made by another process meanwhile
                     None => {
-                        remove_unfinished(dir, &[&FILES[..], &["plan.json", "plan.lock."]].concat())?;
-                        text::write_plan(tokenizer, dir, request, documents()?)?
+                        files::remove_unfinished(dir, files::is_own)?;
+                        text::write_plan(tokenizer, dir, request, documents)
+                            .inspect_err(|_| remove_unplanned(dir, is_new))?
                     }
                 }
             }
         };
+        let _ = std::fs::remove_file(dir.join(BEGUN)); // the plan says it from here on
         plan.check_same(request, dir)?;
+        // Their sizes first: what is too long is not read.
+        let (places, count) = (dir.join(FILES[1]), plan.parts.iter().map(|part| part.sequences as u64).sum::<u64>());
+        let size = files::size(&places)?.unwrap_or(0);
+        if size != count * RECORD {
+            return Err(Error::data(places, format!("has {size} bytes, and the plan {count} sequences")));
+        }
+        let sequences = Sequences::open(&dir.join(FILES[0]), &dir.join(FILES[1]), &plan.request.cut, plan.documents)?;
+        plan.check_sequences(&sequences, dir)?;
+        let labels = dir.join(FILES[2]);
+        if plan.digests.len() == FILES.len() {
+            memory::check("the table of labels", files::size(&labels)?.unwrap_or(0), None)?;
+        }
         for (name, digest) in FILES.iter().zip(&plan.digests) {
-            let found = sha256(&dir.join(name))?;
+            let found = files::sha256(&dir.join(name))?;
             if found != *digest {
                 return Err(Error::data(dir.join(name), format!("sha256 is {found} instead of {digest}")));
             }
         }
-        let labels = match plan.digests.len() {
-            3 => Some(load_parquet(&dir.join(FILES[2]))?),
-            _ => None,
+        let labels = match plan.digests.len() == FILES.len() {
+            true => Some(load_parquet(&labels)?),
+            false => None,
         };
-        let sequences = Sequences::open(&dir.join(FILES[0]), &dir.join(FILES[1]))?;
+        if let Some(labels) = labels.as_ref().filter(|labels| labels.height() != plan.documents as usize) {
+            let what = format!("has {} rows of {} documents", labels.height(), plan.documents);
+            return Err(Error::data(dir.join(FILES[2]), what));
+        }
         let sites = plan.sites()?;
         check_sites(&sites)?;
         let widths = sites.iter().map(|site| width(model.config(), *site)).collect();
@@ -186,16 +204,32 @@ impl<'a> Export<'a> {
         progress: &mut dyn FnMut(Progress) -> Result<()>,
         go_on: &dyn Fn() -> bool,
     ) -> Result<bool> {
-        let name =
-            if piece.of == 1 { "lock".to_string() } else { format!("piece-{}-of-{}.lock", piece.index, piece.of) };
-        let _lock = Lock::open(&self.dir.join(&name))?;
+        let path = self.dir.join("lock");
+        // One process has all parts for itself, or several share them, each with a piece of its own.
+        let locks = match piece.of {
+            1 => vec![Lock::open(&path)?],
+            of => {
+                let own = format!("piece-{}-of-{of}.lock", piece.index);
+                vec![Lock::share(&path)?, Lock::open(&self.dir.join(own))?]
+            }
+        };
+        read_for_pieces(&self.dir, Some(piece.of).filter(|of| *of > 1))?;
         let own: Vec<usize> = (0..self.plan.parts.len()).filter(|i| i % piece.of == piece.index).collect();
-        let beginnings = own.iter().map(|i| stem(*i) + ".").chain([name + "."]);
-        remove_unfinished(&self.dir, &beginnings.collect::<Vec<_>>())?;
+        files::remove_unfinished(&self.dir, |name| match piece.of {
+            1 => files::is_own(name),
+            of => files::part(name).is_some_and(|index| index % of == piece.index),
+        })?;
         let mut state = Progress { all: own.iter().map(|i| self.plan.parts[*i].rows).sum(), ..Progress::default() };
-        let mut left = Vec::new();
+        let mut written = Vec::new();
         for &index in &own {
-            match self.is_written(index)? {
+            written.push(self.read_written(index)?);
+        }
+        let (mut left, mut times) = (Vec::new(), BTreeMap::new());
+        written.iter().flatten().for_each(|sha256| *times.entry(sha256).or_insert(0) += 1);
+        for (&index, sha256) in own.iter().zip(&written) {
+            // One of two parts with the same bytes is a copy of the other, and nothing says which; but whole sequences may come twice.
+            let times = sha256.as_ref().and_then(|sha256| times.get(sha256));
+            match times.is_some_and(|times| *times == 1 || self.plan.request.layout == Layout::Saelens) {
                 true => state.rows += self.plan.parts[index].rows,
                 false => left.push(index),
             }
@@ -205,7 +239,8 @@ impl<'a> Export<'a> {
         let Self { reader, tokenizer, dir, plan, id, widths, labels, known } = self;
         let sites = reader.sites.clone();
         let pool = process::pool(rayon::current_num_threads())?;
-        let writer = Writer { dir, plan, id, tokenizer, labels: labels.as_ref(), sites: &sites, widths, pool: &pool };
+        let labels = labels.as_ref();
+        let writer = Writer { dir, plan, id, tokenizer, labels, sites: &sites, widths, pool: &pool, locks: &locks };
         let done = std::thread::scope(|scope| {
             let (shares, to_write) = sync_channel(0);
             let (back, used) = channel();
@@ -247,11 +282,19 @@ impl<'a> Export<'a> {
         Ok(rows.len() as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Whether a part is there, to the bit.
-    fn is_written(&self, index: usize) -> Result<bool> {
-        let Some(record) = Record::open(&self.dir, &self.id, index)? else { return Ok(false) };
+    /// The sha256 of a part that is there, to the bit.
+    fn read_written(&self, index: usize) -> Result<Option<String>> {
+        // A record that is not of this part is none: the part is written again.
+        let Some(Ok(record)) = Record::open(&self.dir, &self.plan, &self.id, index)? else { return Ok(None) };
         let path = self.dir.join(&record.file);
-        Ok(path.exists() && sha256(&path)? == record.sha256)
+        let mut widths = self.plan.request.sites.iter().zip(&self.widths);
+        let fits =
+            |(site, width): (&String, &usize)| record.statistics.get(site).is_some_and(|own| own.mean.len() == *width);
+        if !widths.all(fits) {
+            return Ok(None);
+        }
+        let is_whole = files::size(&path)? == Some(record.bytes) && files::sha256(&path)? == record.sha256;
+        Ok(is_whole.then_some(record.sha256))
     }
 }
 
@@ -339,39 +382,43 @@ fn taper(batches: &mut Vec<Range<usize>>, sequences: &[Sequence]) {
     }
 }
 
-/// Takes a directory: a new one, an empty one, or one with a dataset or the beginning of one.
-fn open_dir(dir: &Path) -> Result<()> {
+/// The file that says, until there is a plan, that what is in the directory is the beginning of a dataset.
+const BEGUN: &str = ".interp-export";
+
+/// Takes a directory: a new one, an empty one, or one with a dataset or the beginning of one; returns whether it is new.
+fn open_dir(dir: &Path) -> Result<bool> {
     let cannot = |what: String| Error::CannotWrite { path: dir.to_path_buf(), what };
     if dir.is_symlink() {
         return Err(cannot("it is a link; name the directory itself".into()));
     }
+    let is_new = !dir.exists();
     disk::write_dir(dir)?;
-    if dir.join("plan.json").exists() {
-        return Ok(());
+    files::read_for_links(dir)?;
+    let is_ours = || ["plan.json", BEGUN].iter().any(|name| dir.join(name).exists());
+    if is_ours() {
+        return Ok(false);
     }
     let entries = std::fs::read_dir(dir).map_err(|e| Error::reading(dir, e))?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    match names
-        .into_iter()
-        .find(|name| !name.starts_with('.') && name != "plan.lock" && !FILES.contains(&name.as_str()))
-    {
-        Some(name) => Err(cannot(format!("it holds other files ({}); name a new directory", name.escape_debug()))),
-        None => Ok(()),
+    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+    match names.find(|name| !name.starts_with('.')) {
+        // Another process may have begun it meanwhile.
+        Some(name) if !is_ours() => {
+            Err(cannot(format!("it holds other files ({}); name a new directory", name.escape_debug())))
+        }
+        Some(_) => Ok(false),
+        None => disk::write_mark(&dir.join(BEGUN)).map(|()| is_new),
     }
 }
 
-/// Removes what a process that was killed was writing: hidden temporary files of the names that begin so.
-fn remove_unfinished(dir: &Path, beginnings: &[impl AsRef<str>]) -> Result<()> {
-    let fail = |e| Error::reading(dir, e);
-    for entry in std::fs::read_dir(dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let name = entry.file_name();
-        let hidden = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp"));
-        if hidden.is_some_and(|name| beginnings.iter().any(|own| name.starts_with(own.as_ref()))) {
-            std::fs::remove_file(entry.path()).map_err(|e| Error::writing(entry.path(), e))?;
-        }
+/// Removes what is left of a plan that was not made, and the directory where it was made for it.
+fn remove_unplanned(dir: &Path, is_new: bool) {
+    for name in FILES.into_iter().chain([BEGUN]) {
+        let _ = std::fs::remove_file(dir.join(name));
     }
-    Ok(())
+    if is_new {
+        let _ = std::fs::remove_file(dir.join("plan.lock"));
+        let _ = std::fs::remove_dir(dir); // unless somebody put something into it
+    }
 }
 
 /// Takes a lock, waiting for a process that holds it.

@@ -22,9 +22,10 @@ impl Reader<'_> {
         let ids = batch.iter().map(|sequence| self.sequences.ids(sequence)).collect::<Result<Vec<_>>>()?;
         let chosen: Vec<Vec<u32>> = batch.iter().map(|sequence| sequence.positions(cut)).collect();
         for ((sequence, ids), positions) in batch.iter().zip(&ids).zip(&chosen) {
+            let documents = self.sequences.documents(sequence)?;
             for &pos in positions {
                 rows.prompt.push(sequence.index);
-                rows.document.push(sequence.document);
+                rows.document.push(documents[pos as usize]);
                 rows.pos.push(pos);
                 rows.token_id.push(ids[pos as usize]);
             }

@@ -11,12 +11,13 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::rows::Rows;
+use crate::dataset::lock::Lock;
 use crate::dataset::manifest::Record;
 use crate::dataset::plan::{Dtype, Plan};
 use crate::dataset::statistics::Statistics;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::shard::{Layout, Real, Shard, ShardOptions, Values, Wide};
+use crate::shard::{Layout, PLAN, Real, Shard, ShardOptions, Values, Wide};
 use crate::site::Site;
 use crate::text::Tokenizer;
 use crate::weights::Sha256Writer;
@@ -31,6 +32,8 @@ pub(super) struct Writer<'a> {
     pub(super) sites: &'a [Site],
     pub(super) widths: &'a [usize],
     pub(super) pool: &'a ThreadPool,
+    /// What keeps others from writing the same parts.
+    pub(super) locks: &'a [Lock],
 }
 
 /// Some rows of the part with this number.
@@ -56,12 +59,14 @@ impl Writer<'_> {
     fn write_part(&self, index: usize, first: Rows, shares: &Receiver<Share>, used: &Sender<Rows>) -> Result<()> {
         let (file, planned) = (self.plan.part_file(index), self.plan.parts[index].rows);
         let path = self.dir.join(&file);
+        self.locks.iter().try_for_each(Lock::check)?;
         let (statistics, (sha256, bytes)) = disk::write_with(&path, |to| {
             let mut hashed = Sha256Writer::new(to);
             let statistics = self.fill(&path, &mut hashed, planned, first, shares, used)?;
             Ok((statistics, hashed.finish()))
         })?;
-        Record { plan: self.id.to_string(), file, sha256, bytes, rows: planned, statistics }.save(self.dir, index)
+        Record { plan: self.id.to_string(), part: index, file, sha256, bytes, rows: planned, statistics }
+            .save(self.dir, index)
     }
 
     fn fill(
@@ -79,7 +84,7 @@ impl Writer<'_> {
         let wide: Vec<Wide> =
             self.sites.iter().zip(self.widths).map(|(site, width)| Wide::new(name(site), real, *width)).collect();
         let schema = self.identity(&Rows::new(0))?.schema().clone();
-        let metadata = [("interp_plan", self.id)];
+        let metadata = [(PLAN, self.id)];
         let options = ShardOptions { path, identity: &schema, wide: &wide, metadata: &metadata };
         let mut shard = request.layout.writer(to, &options, request.cut.context)?;
         let mut statistics: Vec<Statistics> =

@@ -7,15 +7,16 @@ use plotters::element::{BitMapElement, PathElement, Rectangle, Text};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle, register_font};
 
+use super::glyphs::{FONT_BYTES, drawable};
 use super::palette::{PAPER, Rgb};
 use crate::error::{Error, Result, printable};
+use crate::memory;
 
 /// The name under which the embedded font is known; a browser that lacks it takes its own sans-serif.
 const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
-static FONT_BYTES: &[u8] = include_bytes!("font.ttf");
 
-/// Pixels of a PNG per unit of the drawing.
-const PNG_SCALE: u32 = 2;
+/// Pixels of a PNG per unit of the drawing, where there is memory for them.
+pub const PNG_SCALE: u32 = 2;
 
 /// Largest side of a drawing: beyond it viewers and memory give up.
 pub const MAX_SIDE: u32 = 12_000;
@@ -70,18 +71,26 @@ enum Shape {
 pub struct Figure {
     width: u32,
     height: u32,
+    /// How large it would be without [`MAX_SIDE`].
+    whole: (u32, u32),
     shapes: Vec<Shape>,
 }
 
 impl Figure {
     /// An empty page of at least one unit.
     pub fn new(width: u32, height: u32) -> Self {
-        Self { width: width.clamp(1, MAX_SIDE), height: height.clamp(1, MAX_SIDE), shapes: Vec::new() }
+        let [shown_width, shown_height] = [width, height].map(|side| side.clamp(1, MAX_SIDE));
+        Self { width: shown_width, height: shown_height, whole: (width, height), shapes: Vec::new() }
     }
 
     /// Width and height in units (pixels of the SVG).
     pub fn size(&self) -> (u32, u32) {
         (self.width, self.height)
+    }
+
+    /// How large the picture would be, where that is more than is shown of it.
+    pub fn cut(&self) -> Option<(u32, u32)> {
+        (self.whole.0 > MAX_SIDE || self.whole.1 > MAX_SIDE).then_some(self.whole)
     }
 
     /// A filled rectangle.
@@ -137,7 +146,8 @@ impl Figure {
             }
             Shape::Cells { at, cell, columns, colors } => Shape::Cells { at: shift(at), cell, columns, colors },
         }));
-        let (right, bottom) = shift((other.width as i32, other.height as i32));
+        let (right, bottom) = shift((other.whole.0 as i32, other.whole.1 as i32));
+        self.whole = (self.whole.0.max(right.max(0) as u32), self.whole.1.max(bottom.max(0) as u32));
         self.width = self.width.max(right.max(0) as u32).min(MAX_SIDE);
         self.height = self.height.max(bottom.max(0) as u32).min(MAX_SIDE);
     }
@@ -148,6 +158,31 @@ impl Figure {
             Shape::Text { text, .. } => Some(text.as_str()),
             _ => None,
         })
+    }
+
+    /// Bytes that drawing takes at most, about: of a PNG at so many pixels to a unit the pixels, those of its largest grid of cells, and the
+    /// file; without pixels, of an SVG.
+    pub fn memory(&self, scale: Option<u32>) -> u64 {
+        let grid = |shape: &Shape| match shape {
+            Shape::Cells { cell, colors, .. } => 3 * colors.len() as u64 * u64::from(cell.0) * u64::from(cell.1),
+            _ => 0,
+        };
+        let largest = self.shapes.iter().map(grid).max().unwrap_or(0);
+        match scale.map(u64::from) {
+            Some(scale) => {
+                let pixels = memory::product(&[3, scale * u64::from(self.width), scale * u64::from(self.height)]);
+                pixels.saturating_add(pixels / 2).saturating_add(memory::product(&[scale, scale, largest]))
+            }
+            None => {
+                let written = |shape: &Shape| match shape {
+                    Shape::Path { points, .. } => 200 + 12 * points.len(),
+                    Shape::Text { text, .. } => 300 + 2 * text.len(),
+                    Shape::Cells { colors, .. } => 300 + 4 * colors.len(),
+                    _ => 200,
+                };
+                2 * self.shapes.iter().map(|shape| written(shape) as u64).sum::<u64>() + 2 * largest
+            }
+        }
     }
 
     /// The picture as SVG.
@@ -163,18 +198,40 @@ impl Figure {
         Ok(svg)
     }
 
-    /// The picture as PNG, two pixels to a unit.
+    /// The picture as PNG, two pixels to a unit. Characters that the embedded font lacks are escaped, `\u{306E}`.
     ///
     /// # Errors
-    /// [`Error::Bug`] if plotters fails.
+    /// [`Error::TryAgain`] where there is no memory for the pixels, [`Error::Bug`] if plotters fails.
     pub fn png(&self) -> Result<Vec<u8>> {
-        let (width, height) = (self.width * PNG_SCALE, self.height * PNG_SCALE);
-        let mut pixels = vec![255; (width * height * 3) as usize];
+        self.png_at(PNG_SCALE, None)
+    }
+
+    /// The picture as PNG, at so many pixels to a unit.
+    ///
+    /// # Errors
+    /// [`Error::TryAgain`] where the pixels take more than `room` bytes, or than there are; [`Error::Bug`] if plotters fails.
+    pub fn png_at(&self, scale: u32, room: Option<u64>) -> Result<Vec<u8>> {
+        let what = format!("a picture of {} × {} at {scale} pixels to a unit", self.width, self.height);
+        memory::check_left(&what, self.memory(Some(scale)), room)?;
+        memory::check(&what, self.memory(Some(scale)), None)?;
+        let (width, height) = (self.width * scale, self.height * scale);
+        let mut pixels = vec![255; 3 * width as usize * height as usize];
         {
             let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-            self.draw(&area, PNG_SCALE as i32)?;
+            self.with_drawable_text()?.draw(&area, scale as i32)?;
         }
         encode_png(&pixels, width, height)
+    }
+
+    /// The picture with every text as [`drawable`] has it.
+    fn with_drawable_text(&self) -> Result<Figure> {
+        let mut drawn = self.clone();
+        for shape in &mut drawn.shapes {
+            if let Shape::Text { text, .. } = shape {
+                *text = drawable(text)?;
+            }
+        }
+        Ok(drawn)
     }
 
     fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, scale: i32) -> Result<()> {
@@ -259,9 +316,10 @@ fn font(size: u32) -> plotters::style::FontDesc<'static> {
     (FONT, f64::from(size) * 1.24).into_font()
 }
 
-/// Width of a text in units.
+/// Width of a text in units, as a PNG has it.
 pub fn text_width(text: &str, size: u32) -> u32 {
-    let measured = load_font().ok().and_then(|()| font(size).box_size(&printable(text)).ok());
+    let drawn = load_font().and_then(|()| drawable(&printable(text)));
+    let measured = drawn.ok().and_then(|text| font(size).box_size(&text).ok());
     measured.map_or(size * text.chars().count() as u32 * 6 / 10, |(width, _)| width)
 }
 

@@ -9,15 +9,19 @@ use super::charts::{Bars, Chart};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::Scale;
 use super::rows::shown;
+use crate::effect::are_shares;
 use crate::error::{Error, Result};
 
 /// Maps of single heads that are drawn, the strongest.
 const MAX_MAPS: usize = 12;
 /// Neurons and sets that are drawn, the strongest.
 const MAX_BARS: usize = 30;
+/// Beside raw changes that take the place of effects.
+pub(super) const RAW: &str =
+    "raw changes: the clean and the corrupted run answer alike, so that shares of their difference mean nothing";
 
 /// Patching ([`crate::patch::frame`]): the effect of every cell under one metric, of the first pair or of all together where
-/// there are several; a map per sweep, of those sweeps that have the axes of the first.
+/// there are several; a map per sweep, of those sweeps that have the axes of the first. Raw changes where effects mean nothing.
 ///
 /// # Errors
 /// A frame without those columns, sweeps or metric.
@@ -30,18 +34,30 @@ pub fn patch(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Figure>
 /// # Errors
 /// As [`patch`].
 pub fn patch_chart(frame: &DataFrame, sweeps: &[&str], metric: &str) -> Result<Chart> {
-    let select = Selection { group: "sweep", index: "pair", value: "effect" };
-    let groups =
-        sweeps.iter().map(|sweep| Ok((*sweep, select.rows(frame, sweep, metric)?))).collect::<Result<Vec<_>>>()?;
+    let groups = |value: &'static str| {
+        let select = Selection { group: "sweep", index: "pair", value };
+        sweeps.iter().map(|sweep| Ok((*sweep, select.rows(frame, sweep, metric)?))).collect::<Result<Vec<_>>>()
+    };
+    let mut found = groups("effect")?;
+    let rows = || found.iter().flat_map(|(_, rows)| rows);
+    let raw = !are_shares(rows().map(|row| row.value));
+    if raw {
+        found = groups("change")?;
+        // Bounds are of effects.
+        found.iter_mut().flat_map(|(_, rows)| rows).for_each(|row| row.span = None);
+    }
     let caption = Caption {
         title: match sweeps {
             [sweep] => format!("Patching {sweep}"),
             _ => format!("Patching: {} sweeps", sweeps.len()),
         },
-        note: "0: nothing changed; 1: as in the run that the activation came from",
-        value_name: format!("effect on {metric}"),
+        note: match raw {
+            false => "0: nothing changed; 1: as in the run that the activation came from",
+            true => RAW,
+        },
+        value_name: if raw { format!("change of {metric}") } else { format!("effect on {metric}") },
     };
-    Ok(chart(groups, caption))
+    Ok(chart(found, caption))
 }
 
 /// Ablation ([`crate::ablate::frame`]): the change of one metric by every cell, of the first prompt or of all together.

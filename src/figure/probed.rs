@@ -119,6 +119,9 @@ fn line(all: &Summary, name: &str, split: &str, metric: &str, title: &str) -> Li
     Line {
         name: title.into(),
         points: found.iter().map(|(site, interval)| (*site as f64, interval.mean)).collect(),
-        spread: found.iter().map(|(site, interval)| (*site as f64, interval.low, interval.high)).collect(),
+        spread: found
+            .iter()
+            .filter_map(|(site, interval)| interval.bounds.map(|(low, high)| (*site as f64, low, high)))
+            .collect(),
     }
 }

@@ -9,6 +9,7 @@ use super::charts::{Line, Lines};
 use super::heatmap::{HeatMaps, Panel};
 use super::palette::{GREY, INK, LINES, PALE, PAPER, Rgb, Scale};
 use super::scatter::Scatter;
+use crate::effect::are_shares;
 use crate::error::Result;
 use crate::faithful::Judged;
 use crate::graph::{Circuit, Receiver, Source};
@@ -147,7 +148,7 @@ pub fn faithfulness(found: &[(&str, &[Judged])], title: &str) -> Figure {
             name: name.to_string(),
             points: points.clone().map(|point| (x(point.circuit.len()), point.faithfulness.mean)).collect(),
             spread: points
-                .map(|point| (x(point.circuit.len()), point.faithfulness.low, point.faithfulness.high))
+                .filter_map(|point| point.faithfulness.bounds.map(|(low, high)| (x(point.circuit.len()), low, high)))
                 .collect(),
         }
     };
@@ -181,7 +182,7 @@ pub fn calibration(points: &[(f64, f64, bool)], note: &str, kinds: (&str, &str))
 }
 
 /// Paths ([`crate::paths::frame`]): the effect of every sender under one metric, of the only pair or of all together; a map
-/// of heads by layer, MLPs in a column of their own.
+/// of heads by layer, MLPs in a column of their own. Raw changes where effects mean nothing.
 ///
 /// # Errors
 /// A frame without those columns or that metric.
@@ -190,17 +191,24 @@ pub fn paths(frame: &DataFrame, metric: &str) -> Result<Figure> {
     let wanted = if pair.contains(&None) { None } else { Some(0) };
     let (layer, head) = (frame.column("layer")?.u32()?, frame.column("head")?.u32()?);
     let (metrics, effect) = (frame.column("metric")?.str()?, frame.column("effect")?.f64()?);
+    let shown: Vec<usize> =
+        (0..frame.height()).filter(|&i| pair[i] == wanted && metrics.get(i) == Some(metric)).collect();
+    let raw = !are_shares(shown.iter().filter_map(|&i| effect.get(i)));
+    let value = if raw { frame.column("change")?.f64()? } else { effect };
     let layers = layer.iter().flatten().max().unwrap_or(0) as usize + 1;
     let heads = head.iter().flatten().max().unwrap_or(0) as usize + 1;
     let mut rows = vec![vec![f64::NAN; heads + 1]; layers];
-    for i in (0..frame.height()).filter(|&i| pair[i] == wanted && metrics.get(i) == Some(metric)) {
+    for i in shown {
         let column = head.get(i).map_or(heads, |head| head as usize);
-        rows[layer.get(i).unwrap_or(0) as usize][column] = effect.get(i).unwrap_or(f64::NAN);
+        rows[layer.get(i).unwrap_or(0) as usize][column] = value.get(i).unwrap_or(f64::NAN);
     }
     let receivers = frame.column("receivers")?.str()?.get(0).unwrap_or_default().to_string();
     Ok(HeatMaps {
         title: format!("Paths to {receivers}"),
-        note: "0: nothing changed; 1: as in the run that the senders' values came from".into(),
+        note: match raw {
+            false => "0: nothing changed; 1: as in the run that the senders' values came from".into(),
+            true => super::causal::RAW.into(),
+        },
         x_name: "head".into(),
         y_name: "layer".into(),
         x: (0..heads).map(|head| head.to_string()).chain(["MLP".to_string()]).collect(),
@@ -208,7 +216,7 @@ pub fn paths(frame: &DataFrame, metric: &str) -> Result<Figure> {
         scale: Scale::around_zero(rows.iter().flatten().copied()),
         panels: vec![Panel { rows, ..Panel::default() }],
         columns: 1,
-        value_name: format!("effect on {metric}"),
+        value_name: if raw { format!("change of {metric}") } else { format!("effect on {metric}") },
     }
     .draw())
 }

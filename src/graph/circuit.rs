@@ -77,6 +77,16 @@ impl Circuit {
         circuit.connected()
     }
 
+    /// The `edges` edges of the largest scores, in absolute value, without those that lie on no way from the input to the logits
+    /// (MIB's and EAP-IG's `apply_topn`).
+    pub fn top(graph: Graph, scores: &[f64], edges: usize) -> Self {
+        let mut order: Vec<usize> = (0..graph.edges()).collect();
+        order.sort_by(|a, b| scores[*b].abs().total_cmp(&scores[*a].abs()));
+        let mut circuit = Self::empty(graph);
+        order.iter().take(edges).for_each(|edge| circuit.kept[*edge] = true);
+        circuit.connected()
+    }
+
     /// As many edges as [`Circuit::greedy`] would take, chosen by chance.
     pub fn random(graph: Graph, edges: usize, seed: u64, index: u64) -> Self {
         let mut rng = stream(seed, "random circuit", index);
@@ -258,6 +268,10 @@ mod tests {
             assert_eq!(random, random.connected());
         }
         assert_ne!(Circuit::random(GRAPH, 20, 1, 0), Circuit::random(GRAPH, 20, 1, 1));
+        // The best edge is among the first of `top`, and falls away while it leads nowhere.
+        assert!(Circuit::top(GRAPH, &scores, 1).is_empty());
+        assert_eq!(Circuit::top(GRAPH, &scores, 4), found);
+        assert_eq!(Circuit::top(GRAPH, &scores, GRAPH.edges()), Circuit::full(GRAPH));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::circuit::Circuit;
 use super::layout::{Edge, Graph};
 use super::node::Source;
 use crate::error::{Error, Result, shorten, toml_fault};
+use crate::limits::{self, HEADS, LAYERS};
 
 /// Circuits that come with the program, by name.
 pub const SHIPPED: [(&str, &str); 4] = [
@@ -17,9 +18,6 @@ pub const SHIPPED: [(&str, &str); 4] = [
     ("tiny-ioi", include_str!("../../probes/circuits/tiny-ioi.toml")),
     ("tiny-agreement", include_str!("../../probes/circuits/tiny-agreement.toml")),
 ];
-
-/// Largest graph: GPT-2 XL's has 2.3 million edges.
-const MAX_EDGES: u128 = 50_000_000;
 
 /// A circuit and what is known of it, as a TOML or JSON file.
 ///
@@ -152,11 +150,9 @@ impl CircuitFile {
     /// [`Error::Request`] for a name that is none, a circuit without edges, and edges that lead nowhere.
     pub fn circuit(&self) -> Result<Circuit> {
         let graph = Graph { layers: self.layers, heads: self.heads };
-        // Half of what writes times what reads, about: the edges.
-        let edges = (graph.layers as u128).pow(2) * (graph.heads as u128 + 1) * (3 * graph.heads as u128 + 1) / 2;
-        if graph.layers == 0 || graph.heads == 0 || edges > MAX_EDGES {
-            return Err(Error::request(format!("{} layers of {} heads are no model", graph.layers, graph.heads)));
-        }
+        // With as many as a model may have, a graph has 57 million edges; GPT-2 XL's has 2.3 million.
+        limits::within("layers", graph.layers, 1..=LAYERS)?;
+        limits::within("heads", graph.heads, 1..=HEADS)?;
         let edges = self.edges.iter().map(|name| name.parse::<Edge>()).collect::<Result<Vec<_>>>()?;
         let nodes = self.nodes.iter().chain(self.roles.iter().flat_map(|role| &role.nodes));
         let nodes = nodes.map(|name| name.parse::<Source>()).collect::<Result<Vec<_>>>()?;
@@ -178,10 +174,15 @@ impl CircuitFile {
         Ok(circuit)
     }
 
-    /// What a node is said to do.
-    pub fn role(&self, node: Source) -> Option<&str> {
-        let is = |role: &&Role| role.nodes.iter().any(|name| name.parse::<Source>().is_ok_and(|own| own == node));
-        self.roles.iter().find(is).map(|role| role.name.as_str())
+    /// What each node is said to do, where that is said; the first role of several.
+    pub fn roles(&self) -> BTreeMap<Source, &str> {
+        let mut found = BTreeMap::new();
+        for (role, name) in self.roles.iter().flat_map(|role| role.nodes.iter().map(move |name| (role, name))) {
+            if let Ok(node) = name.parse::<Source>() {
+                found.entry(node).or_insert(role.name.as_str());
+            }
+        }
+        found
     }
 
     /// As TOML.

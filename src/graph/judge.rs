@@ -7,14 +7,15 @@ use super::layout::Graph;
 use super::outputs::Outputs;
 use super::rewired::Rewired;
 use crate::config::Config;
+use crate::effect::{Scale, ratio_of_means, why_meaningless};
 use crate::error::{Error, Result};
 use crate::frame::to_f32;
 use crate::gpt2::{Gpt2, LogitsAt};
 use crate::memory;
-use crate::metric::Metric;
+use crate::metric::{Measures, Metric};
 use crate::pair::Pair;
 use crate::plan::Plan;
-use crate::stats::{Interval, bootstrap_of};
+use crate::stats::Interval;
 use crate::tokens::Tokens;
 
 /// Padded tokens that pass through the model at once.
@@ -30,7 +31,9 @@ pub enum Instead {
     Corrupt,
     /// The mean of that over all pairs of the same length, at each position: of a single one, itself.
     Mean,
-    /// Nothing.
+    /// Zero: a token's embedding, a head and an MLP write nothing. Embeddings of positions stay, and so do the output biases of
+    /// attentions, which belong to no node. This is `intervention="zero"` of EAP-IG's `evaluate_graph`, whose input node is the
+    /// token embedding.
     Zero,
 }
 
@@ -46,6 +49,17 @@ impl Instead {
             Instead::Zero => "zero",
         }
     }
+
+    /// What that is called in EAP-IG's `evaluate_graph`, for the record.
+    pub fn convention(self) -> &'static str {
+        match self {
+            Instead::Corrupt => "EAP-IG `patching`: what sources write for the corrupted prompt",
+            Instead::Mean => "EAP-IG `mean-positional`, over the corrupted prompts of one length",
+            Instead::Zero => {
+                "EAP-IG `zero`: token embeddings, heads and MLPs write zero; position embeddings and attention output biases stay"
+            }
+        }
+    }
 }
 
 /// Some pairs, with all that is needed to run circuits on them.
@@ -56,6 +70,9 @@ pub struct Judge<'a> {
     groups: Vec<Group>,
     full: Vec<f64>,
     empty: Vec<f64>,
+    /// What rounding may make of the difference of these two, by pair.
+    rounding: Vec<f64>,
+    instead: Instead,
 }
 
 /// Pairs of one length.
@@ -93,7 +110,7 @@ impl<'a> Judge<'a> {
         lengths.sort_unstable();
         lengths.dedup();
         let mut groups = Vec::new();
-        let mut full = vec![0.0; pairs.len()];
+        let (mut full, mut rounding) = (vec![0.0; pairs.len()], vec![0.0; pairs.len()]);
         for length in lengths {
             let members: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].len() == length).collect();
             let rows = |of: fn(&Pair) -> &Tokens| -> Vec<Vec<u32>> {
@@ -103,14 +120,14 @@ impl<'a> Judge<'a> {
             let most = rows_at_once(graph, length, config);
             let corrupt: Vec<Vec<u32>> = rows(Pair::corrupt);
             let other = memory::in_batches(corrupt.len(), most, &mut |part| {
-                Ok(vec![Outputs::run(model, &Tokens::from_ids(corrupt[part].to_vec())?)?.0])
+                let tokens = Tokens::from_ids(corrupt[part].to_vec())?;
+                Ok(vec![match instead {
+                    Instead::Zero => Outputs::zero(model, &tokens)?,
+                    _ => Outputs::run(model, &tokens)?.0,
+                }])
             })?;
             let other = Outputs::stack(&other)?;
-            let other = match instead {
-                Instead::Corrupt => other,
-                Instead::Mean => other.mean()?,
-                Instead::Zero => other.zero()?,
-            };
+            let other = if instead == Instead::Mean { other.mean()? } else { other };
             let clean = memory::in_batches(members.len(), most, &mut |part| {
                 let trace = Plan::new().logits(LogitsAt::Last).run(model, &tokens.slice(part))?;
                 Ok(to_f32(trace.logits()?)?.chunks_exact(config.vocab_size).map(<[f32]>::to_vec).collect())
@@ -118,16 +135,16 @@ impl<'a> Judge<'a> {
             // With all edges the model is itself.
             for (&i, clean) in members.iter().zip(&clean) {
                 full[i] = metric.of(clean, clean, pairs[i].target());
+                rounding[i] = Measures::new(clean).rounding(pairs[i].target(), model.dtype())[metric as usize];
             }
             groups.push(Group { pairs: members, tokens, other, clean });
         }
-        let mut judge = Self { model, metric, pairs, groups, full, empty: Vec::new() };
+        let mut judge = Self { model, metric, pairs, groups, full, empty: Vec::new(), rounding, instead };
         judge.empty = judge.values(&Circuit::empty(graph))?;
-        if judge.span(&(0..pairs.len()).collect::<Vec<_>>()) == 0.0 {
+        if let Some(why) = why_meaningless(&judge.scales(), []) {
             return Err(Error::request(format!(
-                "{} is {:.4} with all edges and with none: there is nothing that a circuit could carry",
-                metric.name(),
-                mean(&judge.full)
+                "there is nothing that a circuit could carry: by {}, with no edge and with all, {why}",
+                metric.name()
             )));
         }
         Ok(judge)
@@ -141,7 +158,8 @@ impl<'a> Judge<'a> {
         Ok(self.values_of(&[circuit])?.remove(0))
     }
 
-    /// The metric of each pair, for each circuit.
+    /// The metric of each pair, for each circuit. As in EAP-IG, a node that the input does not reach writes what stands outside of a
+    /// circuit, not what it would make of that.
     ///
     /// # Errors
     /// As [`Rewired::run`].
@@ -149,6 +167,13 @@ impl<'a> Judge<'a> {
         let config = self.model.config();
         let graph = Graph::of(config);
         let mut found = vec![vec![0.0; self.pairs.len()]; circuits.len()];
+        // What a node makes of a corrupted run's values alone is what it wrote in that run.
+        let whole: Vec<Circuit> = match self.instead {
+            Instead::Corrupt => Vec::new(),
+            _ => circuits.iter().map(|circuit| circuit.connected()).collect(),
+        };
+        let fed: Vec<&Circuit> = if whole.is_empty() { circuits.to_vec() } else { whole.iter().collect() };
+        let circuits = fed.as_slice();
         for group in &self.groups {
             let length = group.tokens.longest();
             let most = rows_at_once(graph, length, config);
@@ -181,19 +206,13 @@ impl<'a> Judge<'a> {
     /// The share of the behaviour that a circuit carries: (its metric − that of no edge) / (that of all edges − that of no
     /// edge), of the means over all pairs, with a bootstrap interval over pairs; a single pair has none.
     pub fn faithfulness(&self, values: &[f64], seed: u64) -> Interval {
-        let share = |pairs: &[usize]| {
-            let sum: f64 = pairs.iter().map(|&i| values[i] - self.empty[i]).sum();
-            sum / self.span(pairs)
-        };
-        let all: Vec<usize> = (0..self.pairs.len()).collect();
-        match all.as_slice() {
-            [_] => Interval { mean: share(&all), low: f64::NAN, high: f64::NAN },
-            _ => bootstrap_of(&all, seed, share),
-        }
+        ratio_of_means(&self.scales(), values, seed).unwrap_or(Interval::bare(f64::NAN))
     }
 
-    fn span(&self, pairs: &[usize]) -> f64 {
-        pairs.iter().map(|&i| self.full[i] - self.empty[i]).sum()
+    /// What the share of the behaviour is measured by, for each pair: 0 is no edge, 1 all of them.
+    fn scales(&self) -> Vec<Scale> {
+        let ends = self.empty.iter().zip(&self.full).zip(&self.rounding);
+        ends.map(|((&base, &source), &rounding)| Scale { base, source, rounding }).collect()
     }
 
     /// How much worse some values are than others, in the mean: a lower metric, or a higher divergence.

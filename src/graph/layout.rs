@@ -120,8 +120,8 @@ impl Graph {
     pub fn edges_into(self, receiver: usize) -> Range<usize> {
         let (layer, at) = (receiver / (3 * self.heads + 1), receiver % (3 * self.heads + 1));
         // Every layer before this one has 3·heads receivers of its first sources and one MLP that also reads its heads.
-        let per_layer = |l: usize| (3 * self.heads + 1) * (1 + l * (self.heads + 1)) + self.heads;
-        let before: usize = (0..layer).map(per_layer).sum();
+        let sources_before = layer + (self.heads + 1) * (layer * layer.saturating_sub(1) / 2);
+        let before = (3 * self.heads + 1) * sources_before + layer * self.heads;
         let first = before + at * (1 + layer * (self.heads + 1));
         first..first + self.before(self.receiver(receiver))
     }

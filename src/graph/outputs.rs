@@ -76,12 +76,18 @@ impl Outputs {
         Ok(Self { all: self.all.mean_keepdim(0)?.broadcast_as(self.all.shape())?.contiguous()? })
     }
 
-    /// Nothing at all, in the same shape.
+    /// What is left of equally long prompts where tokens, heads and MLPs write zero: the embeddings of their positions, which the
+    /// input writes too.
     ///
     /// # Errors
-    /// As candle.
-    pub fn zero(&self) -> Result<Self> {
-        Ok(Self { all: self.all.zeros_like()? })
+    /// As [`Plan::run`].
+    pub fn zero(model: &Gpt2, tokens: &Tokens) -> Result<Self> {
+        let trace = Plan::new().read(Site::PosEmbed).logits(LogitsAt::None).run(model, tokens)?;
+        let positions = one(trace.get(Site::PosEmbed)?)?;
+        let (b, _, values) = positions.dims3()?;
+        let rest = Graph::of(model.config()).sources() - 1;
+        let rest = Tensor::zeros((b, rest, values), DType::F32, positions.device())?;
+        Ok(Self { all: Tensor::cat(&[positions, rest], 1)? })
     }
 
     /// Bytes that those of one prompt take.

@@ -56,7 +56,8 @@ pub fn attribute(model: &Gpt2, pair: &Pair, sweeps: &[Sweep], metrics: &[Metric]
         }
     }
     let cells = cells.into_iter().zip(values).map(|((sweep, cell), values)| (sweep, cell, values)).collect();
-    Ok(Patched { cells, base: found, source, equal: 0, identity: f64::NAN, restored: f64::NAN })
+    let rounding = measures.rounding(pair.target(), model.dtype());
+    Ok(Patched { cells, base: found, source, rounding, equal: 0, identity: f64::NAN, restored: f64::NAN })
 }
 
 /// (The other run's activation − this run's) · gradient in this run, the first of the two, element by element.

@@ -11,14 +11,15 @@ use polars::prelude::{DataFrame, df};
 
 use crate::config::Config;
 use crate::edit::Edit;
+use crate::effect::{Effect, Scale, over_pairs};
 use crate::error::{Error, Result};
 use crate::gpt2::Gpt2;
-use crate::metric::{Measures, Metric, effect};
+use crate::memory;
+use crate::metric::{Measures, Metric};
 use crate::pair::{Noise, Pair};
 use crate::plan::Plan;
 use crate::random::{normal, stream};
 use crate::site::Site;
-use crate::stats;
 use crate::sweep::{self, Cell, Sweep};
 use crate::trunk::{End, Trunk, Wanted};
 
@@ -61,21 +62,23 @@ pub struct Patched {
     pub base: Vec<f64>,
     /// Metrics of the run that activations came from.
     pub source: Vec<f64>,
+    /// What rounding may make of the difference of these two, by metric.
+    pub rounding: Vec<f64>,
     /// Cells that were not run because they cannot change the end: their activation is the same in both runs, or what it
     /// feeds is not read any more.
     pub equal: usize,
     /// The largest change of the logit difference by a cell that is replaced by itself, one cell per sweep and layer,
     /// computed like any other; 0 but for rounding.
     pub identity: f64,
-    /// How much of the logit difference comes back when the first residual stream is replaced whole: 1 but for rounding.
+    /// How much of the logit difference comes back when the first residual stream is replaced whole: 1 but for rounding; no number
+    /// where both runs answer alike.
     pub restored: f64,
 }
 
 impl Patched {
-    /// How far a metric went from the patched run's value (0) to that of the run that activations came from (1); none
-    /// where these two are the same.
-    pub fn effect(&self, metric: usize, value: f64) -> Option<f64> {
-        effect(self.base[metric], self.source[metric], value)
+    /// What effects on a metric are measured by: 0 where the patched run is, 1 where the run that activations came from is.
+    pub fn scale(&self, metric: Metric) -> Scale {
+        Scale::of(metric, &self.base, &self.source, &self.rounding)
     }
 }
 
@@ -130,6 +133,7 @@ pub fn patch_cells(
     let measures = Measures::new(&clean.end().logits);
     let measure = |end: &End| measures.of(&end.logits, pair.target());
     let (base, source) = (measure(trunk.end()), measure(other.end()));
+    let rounding = measures.rounding(pair.target(), model.dtype());
 
     let experiments: Vec<Vec<Cell>> = cells.iter().map(|(_, cell)| vec![*cell]).collect();
     let mut found: Vec<Vec<f64>> = vec![base.clone(); cells.len()];
@@ -158,9 +162,10 @@ pub fn patch_cells(
         restored = end.as_ref().map_or(base.clone(), measure);
         Ok(())
     })?;
-    let restored = (restored[0] - base[0]) / (source[0] - base[0]);
+    let scale = Scale::of(Metric::LogitDiff, &base, &source, &rounding);
+    let restored = scale.effect(restored[0]).unwrap_or(f64::NAN);
     let cells = cells.into_iter().zip(found).map(|((sweep, cell), values)| (sweep, cell, values)).collect();
-    Ok(Patched { cells, base, source, equal, identity, restored })
+    Ok(Patched { cells, base, source, rounding, equal, identity, restored })
 }
 
 /// What makes the corrupted run beside its tokens: noise on the embeddings, where the pair has some; of one row of a batch, if
@@ -180,6 +185,25 @@ fn corruption(model: &Gpt2, pair: &Pair, row: Option<usize>) -> Result<Plan> {
     let (first, last) = (positions.start as i64, positions.end as i64 - 1);
     let edit = Edit::add(Site::Embed, &noise).pos(first..=last);
     Ok(Plan::new().edit(if let Some(row) = row { edit.row(row) } else { edit }))
+}
+
+/// Bytes that the cells of some sweeps take at most, about, for so many pairs, metrics and the frame of all.
+pub fn memory(config: &Config, pairs: &[Pair], sweeps: &[Sweep], options: Options, metrics: usize) -> u64 {
+    /// A cell while it is an experiment, what is kept of it for every pair, and a row of the frame with the picture's and page's share.
+    const EXPERIMENT: u64 = 512;
+    const KEPT: u64 = 256;
+    const ROW: u64 = 400;
+    let of = |pair: &Pair| sweeps.iter().fold(0, |sum: u64, sweep| sum.saturating_add(sweep.count(config, pair.len())));
+    let share = |cells: u64| match options.layers {
+        Some((first, last)) => cells / config.n_layer as u64 * (last - first + 1) as u64,
+        None => cells,
+    };
+    let (most, all) =
+        pairs.iter().map(of).fold((0, 0_u64), |(most, all), own| (own.max(most), all.saturating_add(share(own))));
+    // Rows that sum up all pairs are as many as those of one.
+    let rows = all.saturating_add(if pairs.len() > 1 { share(most) } else { 0 });
+    let kept = all.saturating_mul(KEPT).saturating_add(memory::product(&[rows, metrics as u64, ROW]));
+    kept.saturating_add(share(most).saturating_mul(EXPERIMENT))
 }
 
 /// Checks that pairs can be summed up cell by cell.
@@ -204,9 +228,9 @@ pub fn check<'a>(pairs: &[Pair], sweeps: impl Iterator<Item = &'a Sweep>) -> Res
 /// | `sweep`, `site`, `layer` | |
 /// | `head`, `neuron`, `pos`, `src` | what the cell covers, null for all; `pos` is the destination in an attention map, `src` what it looks at |
 /// | `token` | at `pos` of the clean prompt |
-/// | `metric`, `value` | after patching; in rows without a pair the mean |
-/// | `effect` | 0 where the patched run was, 1 where the other run was; null where they are the same |
-/// | `low`, `high`, `p` | in rows without a pair: 95 % bootstrap interval of the mean effect, and how likely so large a mean change of the metric is by chance (sign flips) |
+/// | `metric`, `value`, `change` | after patching, and how much that is more than in the patched run; in rows without a pair the means |
+/// | `effect` | 0 where the patched run was, 1 where the other run was; in rows without a pair the ratio of means, mean(`change`) / mean(other run − patched run); null where the two runs differ by no more than rounding ([`Measures::rounding`]) |
+/// | `low`, `high`, `p` | in rows without a pair, of that ratio: its 95 % bootstrap interval over pairs, and how likely one as far from 0 is by chance ([`Effect`]) |
 ///
 /// # Errors
 /// [`Error::Request`] for no pair, and as [`check`].
@@ -224,8 +248,8 @@ pub fn frame(pairs: &[Pair], patched: &[Patched], metrics: &[Metric], seed: u64)
                     cell,
                     pair,
                     *metric,
-                    value,
-                    one.effect(*metric as usize, value),
+                    (one.base[*metric as usize], value),
+                    one.scale(*metric).effect(value),
                     None,
                 );
             }
@@ -234,15 +258,11 @@ pub fn frame(pairs: &[Pair], patched: &[Patched], metrics: &[Metric], seed: u64)
     if patched.len() > 1 {
         for (i, (sweep, cell, _)) in first.cells.iter().enumerate() {
             for metric in metrics {
-                let m = *metric as usize;
-                let values: Vec<f64> = patched.iter().map(|one| one.cells[i].2[m]).collect();
-                let effects: Vec<f64> =
-                    patched.iter().zip(&values).filter_map(|(one, value)| one.effect(m, *value)).collect();
-                let changes: Vec<f64> = patched.iter().zip(&values).map(|(one, value)| value - one.base[m]).collect();
-                let interval = (!effects.is_empty()).then(|| stats::bootstrap(&effects, seed));
-                let mean = values.iter().sum::<f64>() / values.len() as f64;
-                let sure = interval.map(|interval| (interval, stats::sign_flip(&changes, seed)));
-                rows.push(None, sweep, cell, &pairs[0], *metric, mean, interval.map(|i| i.mean), sure);
+                let scales: Vec<Scale> = patched.iter().map(|one| one.scale(*metric)).collect();
+                let values: Vec<f64> = patched.iter().map(|one| one.cells[i].2[*metric as usize]).collect();
+                let ends = (Scale::mean(&scales).base, values.iter().sum::<f64>() / values.len() as f64);
+                let sure = over_pairs(&scales, &values, seed);
+                rows.push(None, sweep, cell, &pairs[0], *metric, ends, sure.map(|e| e.interval.mean), sure);
             }
         }
     }
@@ -263,6 +283,7 @@ struct Rows {
     token: Vec<Option<String>>,
     metric: Vec<&'static str>,
     value: Vec<f64>,
+    change: Vec<f64>,
     effect: Vec<Option<f64>>,
     low: Vec<Option<f64>>,
     high: Vec<Option<f64>>,
@@ -278,9 +299,9 @@ impl Rows {
         cell: &Cell,
         pair: &Pair,
         metric: Metric,
-        value: f64,
+        (base, value): (f64, f64),
         effect: Option<f64>,
-        sure: Option<(stats::Interval, f64)>,
+        sure: Option<Effect>,
     ) {
         self.pair.push(index);
         self.sweep.push(sweep.name);
@@ -293,10 +314,11 @@ impl Rows {
         self.token.push(cell.pos.map(|pos| pair.clean().text(0, pos).into_owned()));
         self.metric.push(metric.name());
         self.value.push(value);
+        self.change.push(value - base);
         self.effect.push(effect);
-        self.low.push(sure.map(|(interval, _)| interval.low));
-        self.high.push(sure.map(|(interval, _)| interval.high));
-        self.p.push(sure.map(|(_, p)| p));
+        self.low.push(sure.and_then(|effect| effect.interval.low()));
+        self.high.push(sure.and_then(|effect| effect.interval.high()));
+        self.p.push(sure.map(|effect| effect.p));
     }
 
     fn finish(self) -> Result<DataFrame> {
@@ -312,6 +334,7 @@ impl Rows {
             "token" => self.token,
             "metric" => self.metric,
             "value" => self.value,
+            "change" => self.change,
             "effect" => self.effect,
             "low" => self.low,
             "high" => self.high,

@@ -103,7 +103,7 @@ pub fn layers(
     let mut table = Table::default();
     let (mut kept, mut first) = (Vec::new(), None);
     let (mut done, all) = (0, options.seeds as usize * study.sites.len());
-    for seed in options.seed..options.seed + options.seeds {
+    for seed in (0..options.seeds).map(|i| options.seed.wrapping_add(i)) {
         let split = hold_out(&study.rows.groups, options.test_share, seed)?;
         let control = control_task(study.rows, seed);
         for (i, site) in study.sites.iter().enumerate() {

@@ -187,11 +187,19 @@ pub fn load(dir: &Path, config: &Config, stamp: &Stamp) -> Result<Vec<Saved>> {
         return Err(wrong(format!("its format is `{}`; this version reads `{FORMAT}`", found.format)));
     }
     check(&found.stamp, stamp).map_err(wrong)?;
-    let bytes = weights::read_small(&tensors, 1 << 30)?;
+    let bytes = weights::read_tensors(&tensors, 1 << 30)?;
     let numbers = Numbers {
         all: SafeTensors::deserialize(&bytes).map_err(|e| Error::data(&tensors, e.to_string()))?,
         path: &tensors,
     };
+    // Each has three tensors of its own.
+    let probes = found.tasks.iter().map(|task| task.probes.len()).sum::<usize>();
+    if 3 * probes > numbers.all.len() {
+        return Err(wrong(format!(
+            "it tells of {probes} probes; the numbers beside it are of {}",
+            numbers.all.len() / 3
+        )));
+    }
     let mut all = Vec::new();
     for task in found.tasks {
         let classes = task.classes.as_ref().map(Vec::len);

@@ -31,10 +31,7 @@ impl At {
             "first" => Ok(At::First),
             "last" => Ok(At::Last),
             "all" => Ok(At::All),
-            other => Err(Error::request(format!(
-                "`{}` is no place to read at; there are first, last and all",
-                crate::error::shorten(other)
-            ))),
+            other => Err(Error::no_such("place to read at", other, ["first", "last", "all"])),
         }
     }
 
@@ -65,13 +62,8 @@ pub fn from_documents(
         let Content::Text(text) = document.content else {
             return Err(Error::request("tokens without text have no labels"));
         };
-        let mut own = document.labels.into_iter().map(|label| match label {
-            serde_json::Value::Null => Err(Error::request(format!("document {i} has no label"))),
-            serde_json::Value::String(text) => Ok(text),
-            // As a column of numbers has it, in a dataset: 1.0 is 1.
-            serde_json::Value::Number(x) if x.is_f64() => Ok(x.as_f64().unwrap_or(f64::NAN).to_string()),
-            other => Ok(other.to_string()),
-        });
+        let missing = || Error::request(format!("document {i} has no label"));
+        let mut own = document.labels.into_iter().map(|label| label.to_text().ok_or_else(missing));
         let label = own.next().ok_or_else(|| Error::request("documents without labels teach a probe nothing"))??;
         labels.push((label, own.next().transpose()?));
         texts.push(text);
@@ -80,7 +72,7 @@ pub fn from_documents(
     let (mut rows, mut groups) = (Vec::new(), Groups::default());
     for (prompt, (label, group)) in labels.into_iter().enumerate() {
         let ids = tokens.row(prompt);
-        let start = usize::from(ids.first().is_some_and(|id| tokenizer.end_of_text() == Some(*id)));
+        let start = usize::from(ids.first().is_some_and(|id| tokenizer.bos() == Some(*id)));
         let text = mark(&ids[start..]);
         let group = groups.of(&text, group, prompt)?;
         for pos in at.positions(start, ids.len()) {
@@ -137,13 +129,14 @@ pub fn from_identity(
 ) -> Result<(Vec<usize>, Vec<Row>)> {
     let column = |name: &str| -> Result<Vec<String>> {
         let found = identity.column(name).map_err(|_| {
-            let have = identity.get_column_names().iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-            Error::request(format!("the dataset has no column `{name}`; it has {have}"))
+            let have: Vec<&str> = identity.get_column_names().iter().map(|name| name.as_str()).collect();
+            Error::no_such("column", name, have)
         })?;
         let text = |i: usize| match found.get(i)? {
             AnyValue::Null => Err(Error::request(format!("row {i} has no `{name}`"))),
             AnyValue::String(text) => Ok(text.to_string()),
             AnyValue::Float64(x) => Ok(x.to_string()),
+            AnyValue::Float32(x) => Ok(x.to_string()),
             other => Ok(other.to_string()),
         };
         (0..identity.height()).map(text).collect()

@@ -172,13 +172,9 @@ impl Asked<'_> {
         let (ahead, kl) = (of(Metric::LogitDiff), of(Metric::Kl));
         let interval = bootstrap(&means(&ahead), seed);
         let answered = ahead.concat().iter().filter(|x| **x > 0.0).count() as f64 / ahead.concat().len() as f64;
-        vec![
-            ("logit_diff", interval.mean),
-            ("logit_diff_low", interval.low),
-            ("logit_diff_high", interval.high),
-            ("answered", answered),
-            ("kl", mean(&means(&kl))),
-        ]
+        let bounds = interval.bounds.map(|(low, high)| [("logit_diff_low", low), ("logit_diff_high", high)]);
+        let scores = [("logit_diff", interval.mean), ("answered", answered), ("kl", mean(&means(&kl)))];
+        scores.into_iter().chain(bounds.into_iter().flatten()).collect()
     }
 }
 

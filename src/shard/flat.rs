@@ -1,17 +1,23 @@
-//! Identity columns as arrays, for files of arrays: there nothing can be missing but a number with a fraction.
+//! Identity columns as arrays, for files of arrays: there nothing can be missing.
 
 use polars::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 
 /// A column as one array.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Flat {
-    /// Indices.
-    U32(Vec<u32>),
+    /// Whole numbers.
+    I32(Vec<i32>),
     /// Whole numbers.
     I64(Vec<i64>),
-    /// Numbers; what is missing is NaN.
+    /// Whole numbers without a sign, indices among them.
+    U32(Vec<u32>),
+    /// Whole numbers without a sign.
+    U64(Vec<u64>),
+    /// Numbers.
+    F32(Vec<f32>),
+    /// Numbers.
     F64(Vec<f64>),
     /// Truth values.
     Bool(Vec<bool>),
@@ -23,28 +29,35 @@ impl Flat {
     /// The values of a column.
     ///
     /// # Errors
-    /// [`Error::Request`] for missing values that an array cannot leave out, and for other types.
+    /// [`Error::Data`] for missing values, which no array of numbers or texts can say, and for other types.
     pub(super) fn of(column: &Column) -> Result<Self> {
-        let (name, missing) = (column.name(), column.null_count());
-        if missing > 0 && !column.dtype().is_float() {
-            return Err(Error::request(format!(
-                "`{name}` is missing in {missing} rows, which arrays cannot say; leave it out, or use --layout parquet"
-            )));
+        let (kind, missing) = (column.dtype(), column.null_count());
+        if missing > 0 {
+            return Err(fault(
+                column.name(),
+                format!(
+                    "is {kind} and missing in {missing} of {} documents, which arrays cannot say; leave it out, or use --layout parquet",
+                    column.len()
+                ),
+            ));
         }
-        Ok(match column.dtype() {
+        Ok(match kind {
+            DataType::Int32 => Flat::I32(column.i32()?.into_no_null_iter().collect()),
+            DataType::Int64 => Flat::I64(column.i64()?.into_no_null_iter().collect()),
             DataType::UInt32 => Flat::U32(column.u32()?.into_no_null_iter().collect()),
+            DataType::UInt64 => Flat::U64(column.u64()?.into_no_null_iter().collect()),
+            DataType::Float32 => Flat::F32(column.f32()?.into_no_null_iter().collect()),
+            DataType::Float64 => Flat::F64(column.f64()?.into_no_null_iter().collect()),
             DataType::Boolean => Flat::Bool(column.bool()?.iter().flatten().collect()),
             DataType::String => Flat::Text(column.str()?.iter().flatten().map(str::to_string).collect()),
-            kind if kind.is_integer() => Flat::I64(column.cast(&DataType::Int64)?.i64()?.into_no_null_iter().collect()),
-            kind if kind.is_float() => {
-                let wide = column.cast(&DataType::Float64)?;
-                Flat::F64(wide.f64()?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
-            }
-            kind => {
-                return Err(Error::request(format!("`{name}` is {kind}: labels are numbers, texts or truth values")));
-            }
+            kind => return Err(fault(column.name(), format!("is {kind}: labels are numbers, texts or truth values"))),
         })
     }
+}
+
+/// A label that a layout cannot keep.
+pub(super) fn fault(name: &str, what: String) -> Error {
+    Error::data(format!("label `{}`", shorten(name)), what)
 }
 
 #[cfg(test)]
@@ -52,20 +65,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_numbers_with_a_fraction_may_be_missing() {
+    fn every_type_is_an_array_of_its_own_and_nothing_may_be_missing() {
         let frame = df!(
-            "n" => [1_u32, 2], "score" => [Some(1.5_f64), None], "kind" => [Some("a"), None], "id" => [Some(1_i64), None],
-            "good" => [true, false], "text" => ["a", ""],
+            "u32" => [u32::MAX], "u64" => [u64::MAX], "i32" => [i32::MIN], "i64" => [i64::MIN], "f32" => [-0.0_f32],
+            "f64" => [f64::INFINITY], "bool" => [true], "text" => [""],
         )
         .unwrap();
-        let flat = |name: &str| Flat::of(frame.column(name).unwrap());
-        assert_eq!(flat("n").unwrap(), Flat::U32(vec![1, 2]));
-        assert_eq!(flat("good").unwrap(), Flat::Bool(vec![true, false]));
-        assert_eq!(flat("text").unwrap(), Flat::Text(vec!["a".into(), "".into()]));
-        assert!(matches!(flat("score").unwrap(), Flat::F64(x) if x[0] == 1.5 && x[1].is_nan()));
-        for name in ["kind", "id"] {
-            let refused = flat(name).unwrap_err().to_string();
-            assert!(refused.contains(&format!("`{name}` is missing in 1 rows")), "{refused}");
+        let flat = |name: &str| Flat::of(frame.column(name).unwrap()).unwrap();
+        assert_eq!(flat("u32"), Flat::U32(vec![u32::MAX]));
+        assert_eq!(flat("u64"), Flat::U64(vec![u64::MAX]));
+        assert_eq!(flat("i32"), Flat::I32(vec![i32::MIN]));
+        assert_eq!(flat("i64"), Flat::I64(vec![i64::MIN]));
+        assert_eq!(flat("f32"), Flat::F32(vec![-0.0]));
+        assert_eq!(flat("f64"), Flat::F64(vec![f64::INFINITY]));
+        assert_eq!(flat("bool"), Flat::Bool(vec![true]));
+        assert_eq!(flat("text"), Flat::Text(vec!["".into()]));
+        let gaps = df!("kind" => [Some("a"), None], "id" => [Some(1_i64), None], "score" => [Some(0.5), None]).unwrap();
+        for column in gaps.columns() {
+            let refused = Flat::of(column).unwrap_err();
+            let wanted = format!("label `{}`: is {} and missing in 1 of 2 documents", column.name(), column.dtype());
+            assert!(refused.to_string().contains(&wanted), "{refused}");
         }
     }
 }

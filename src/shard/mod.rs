@@ -26,7 +26,7 @@ mod tensors;
 mod writer;
 
 pub use column::{Real, Values, Wide};
-pub use layout::{Layout, Shard, ShardOptions};
+pub use layout::{IDENTITY, Layout, PLAN, Shard, ShardOptions};
 pub use page::PAGE_BYTES;
 pub use reader::ShardReader;
 pub use sequences::saved_dataset;

@@ -39,8 +39,11 @@ impl<W: Write> Npz<W> {
 
     fn identity(&mut self, name: &str, values: Flat) -> std::io::Result<()> {
         match values {
-            Flat::U32(values) => self.array(name, "<u4", &one(values.len()), &[bytemuck::cast_slice(&values)]),
+            Flat::I32(values) => self.array(name, "<i4", &one(values.len()), &[bytemuck::cast_slice(&values)]),
             Flat::I64(values) => self.array(name, "<i8", &one(values.len()), &[bytemuck::cast_slice(&values)]),
+            Flat::U32(values) => self.array(name, "<u4", &one(values.len()), &[bytemuck::cast_slice(&values)]),
+            Flat::U64(values) => self.array(name, "<u8", &one(values.len()), &[bytemuck::cast_slice(&values)]),
+            Flat::F32(values) => self.array(name, "<f4", &one(values.len()), &[bytemuck::cast_slice(&values)]),
             Flat::F64(values) => self.array(name, "<f8", &one(values.len()), &[bytemuck::cast_slice(&values)]),
             Flat::Bool(values) => {
                 let bytes: Vec<u8> = values.into_iter().map(u8::from).collect();

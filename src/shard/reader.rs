@@ -12,6 +12,7 @@ use polars_parquet_format::{Encoding, PageHeader, PageType};
 
 use super::column::{Real, Wide};
 use crate::error::{Error, Result};
+use crate::frame::{decoding, pages};
 
 /// A shard in memory. Identity columns are read by polars; wide ones are copied from between their levels, which polars
 /// would look at number by number, and which it does not know for f16.
@@ -30,8 +31,10 @@ impl ShardReader {
     /// [`Error::Data`] for what is no Parquet file.
     pub fn parse(bytes: Vec<u8>, path: &Path) -> Result<Self> {
         let fault = |e: &dyn std::fmt::Display| Error::data(path, format!("not a Parquet file that can be read: {e}"));
-        let metadata = read_metadata(&mut Cursor::new(&bytes)).map_err(|e| fault(&e))?;
-        let schema = ParquetReader::new(Cursor::new(&bytes)).schema().map_err(|e| fault(&e))?;
+        let (metadata, schema) = decoding(path, || {
+            let metadata = read_metadata(&mut Cursor::new(&bytes)).map_err(|e| fault(&e))?;
+            Ok((metadata, ParquetReader::new(Cursor::new(&bytes)).schema().map_err(|e| fault(&e))?))
+        })?;
         let (mut identity, mut wide) = (Vec::new(), Vec::new());
         for field in schema.iter_values() {
             match &field.dtype {
@@ -51,6 +54,20 @@ impl ShardReader {
                 _ => identity.push(field.name.clone()),
             }
         }
+        // What a footer claims takes no memory before it is compared with what there is.
+        let held = |column: &Wide| {
+            let size = metadata.num_rows.checked_mul(column.width)?.checked_mul(column.real.size())?;
+            (column.width > 0 && size <= bytes.len()).then_some(())
+        };
+        if let Some(column) = wide.iter().find(|column| held(column).is_none()) {
+            return Err(fault(&format!(
+                "{} rows of {} numbers in `{}` are more than its {} bytes hold",
+                metadata.num_rows,
+                column.width,
+                crate::error::shorten(&column.name),
+                bytes.len()
+            )));
+        }
         Ok(Self { bytes, path: path.to_path_buf(), metadata, identity, wide })
     }
 
@@ -67,11 +84,17 @@ impl ShardReader {
     /// The columns that tell rows apart.
     ///
     /// # Errors
-    /// [`Error::Data`] for what polars cannot read.
+    /// [`Error::Data`] for what polars cannot read, [`Error::TryAgain`] for what has no room in memory.
     pub fn identity(&self) -> Result<DataFrame> {
+        let is_read = |name: &str| self.identity.iter().any(|own| own.as_str() == name);
+        pages::read_sizes(Cursor::new(&self.bytes), &self.path, &self.metadata, is_read)?.check(&self.path)?;
         let reader = ParquetReader::new(Cursor::new(&self.bytes))
             .with_columns(Some(self.identity.iter().map(|name| name.to_string()).collect()));
-        reader.finish().map_err(|e| Error::data(&self.path, e.to_string()))
+        let frame = decoding(&self.path, || reader.finish().map_err(|e| Error::data(&self.path, e.to_string())))?;
+        match frame.height() == self.rows() {
+            true => Ok(frame),
+            false => Err(Error::data(&self.path, format!("has {} rows instead of {}", frame.height(), self.rows()))),
+        }
     }
 
     /// The numbers of a wide column, `[rows, width]`, f16 widened; every page is checked against its sum.
@@ -87,8 +110,8 @@ impl ShardReader {
         let mut all = Vec::with_capacity(self.rows() * column.width);
         for group in &self.metadata.row_groups {
             let chunk = group.parquet_columns().iter().find(|chunk| chunk.descriptor().path_in_schema[0] == name);
-            let range =
-                chunk.map(|chunk| chunk.byte_range()).ok_or_else(|| self.fault(name, "is not in every group"))?;
+            let chunk = chunk.ok_or_else(|| self.fault(name, "is not in every group"))?;
+            let range = decoding(&self.path, || Ok(chunk.byte_range()))?;
             let mut pages = self
                 .bytes
                 .get(range.start as usize..range.end as usize)

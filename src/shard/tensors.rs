@@ -45,8 +45,11 @@ impl<W: Write> Shard for Tensors<W> {
         let mut entries = Vec::new();
         for column in identity.columns().iter().filter(|column| column.name() != "token") {
             let (kind, bytes) = match Flat::of(column)? {
-                Flat::U32(values) => ("U32", bytemuck::cast_slice(&values).to_vec()),
+                Flat::I32(values) => ("I32", bytemuck::cast_slice(&values).to_vec()),
                 Flat::I64(values) => ("I64", bytemuck::cast_slice(&values).to_vec()),
+                Flat::U32(values) => ("U32", bytemuck::cast_slice(&values).to_vec()),
+                Flat::U64(values) => ("U64", bytemuck::cast_slice(&values).to_vec()),
+                Flat::F32(values) => ("F32", bytemuck::cast_slice(&values).to_vec()),
                 Flat::F64(values) => ("F64", bytemuck::cast_slice(&values).to_vec()),
                 Flat::Bool(values) => ("BOOL", values.into_iter().map(u8::from).collect()),
                 Flat::Text(values) => {
@@ -68,8 +71,8 @@ impl<W: Write> Shard for Tensors<W> {
         }
         // Wide types first, so that every tensor lies where its type may.
         let size = |kind: &str| match kind {
-            "I64" | "F64" => 8,
-            "U32" | "F32" => 4,
+            "I64" | "U64" | "F64" => 8,
+            "I32" | "U32" | "F32" => 4,
             "F16" => 2,
             _ => 1,
         };
@@ -92,6 +95,12 @@ impl<W: Write> Shard for Tensors<W> {
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.to.flush().map_err(|e| Error::writing(&self.path, e))
     }
+}
+
+/// Bytes that texts take in the header, each once.
+pub(super) fn header_bytes(values: &[String]) -> usize {
+    let list = json!(coded(values).1).to_string();
+    json!(list).to_string().len()
 }
 
 /// Texts as numbers in the order of their first appearance, and the texts.

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use safetensors::tensor::TensorInfo;
 
 use super::header::{Header, float_dtype};
+use super::layout::{Found, Layout, is_linear};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gpt2::Gpt2;
-use crate::text::Tokenizer;
 use crate::{memory, ops};
 
 /// The weights of one model, checked but not yet read.
@@ -22,8 +22,11 @@ pub struct Checkpoint {
     shards: Vec<Header>,
     /// Canonical tensor name → shard and index of the tensor in it.
     tensors: BTreeMap<String, (usize, usize)>,
+    /// Whether matrices are stored as `[out, in]`.
+    transposed: bool,
     /// A `lm_head.weight` that the config says is the token embedding.
     tied_copy: Option<(usize, usize)>,
+    notes: Vec<String>,
 }
 
 /// A model, and what is odd about its weights.
@@ -54,46 +57,22 @@ impl Checkpoint {
     }
 
     fn compare(shards: Vec<Header>, config: &Config) -> Result<Self> {
-        let mut found: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        let mut differences = Vec::new();
-        for (s, shard) in shards.iter().enumerate() {
-            for (t, (name, _)) in shard.tensors.iter().enumerate() {
-                let name = canonical(name);
-                if is_buffer(name) {
-                    continue;
-                }
-                if found.insert(name.to_string(), (s, t)).is_some() {
-                    differences.push(format!("{name} is there twice"));
-                }
-            }
-        }
-        let mut tensors = BTreeMap::new();
-        let mut missing = Vec::new();
-        for (name, shape) in config.tensors() {
-            let Some((s, t)) = found.remove(&name) else {
-                missing.push(name);
-                continue;
-            };
-            let info = &shards[s].tensors[t].1;
-            differences.extend(difference(&name, info, &shape));
-            tensors.insert(name, (s, t));
-        }
-        let tied_copy = if config.tie_word_embeddings { found.remove("lm_head.weight") } else { None };
-        if let Some((s, t)) = tied_copy {
-            let shape = [config.vocab_size, config.n_embd];
-            differences.extend(difference("lm_head.weight", &shards[s].tensors[t].1, &shape));
-        }
-        if !missing.is_empty() {
-            differences.insert(0, format!("missing {}", list(&missing)));
-        }
-        if !found.is_empty() {
-            differences.push(format!("unexpected {}", list(&found.into_keys().collect::<Vec<_>>())));
-        }
-        if !differences.is_empty() {
+        let places: Vec<(usize, usize)> =
+            shards.iter().enumerate().flat_map(|(s, shard)| (0..shard.tensors.len()).map(move |t| (s, t))).collect();
+        let found: Vec<Found> = shards.iter().flat_map(|shard| &shard.tensors).map(found).collect();
+        let layout = Layout::fit(config, &found, true).map_err(|what| {
             let path = shards.first().map(|shard| shard.path.clone()).unwrap_or_default();
-            return Err(Error::data(path, format!("differs from config.json: {}", list(&differences))));
-        }
-        Ok(Self { config: config.clone(), shards, tensors, tied_copy })
+            Error::data(path, format!("differs from config.json: {what}"))
+        })?;
+        let notes = layout.notes();
+        let tensors = layout.tensors.into_iter().map(|(name, i)| (name, places[i])).collect();
+        let tied_copy = layout.tied_copy.map(|i| places[i]);
+        Ok(Self { config: config.clone(), shards, tensors, transposed: layout.transposed, tied_copy, notes })
+    }
+
+    /// What a reader should know of how the weights are read: tensors that are left out, matrices that are transposed.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The shape of the model.
@@ -117,7 +96,11 @@ impl Checkpoint {
         let names: Vec<&String> = self.tensors.keys().collect();
         let read = names
             .par_iter()
-            .map(|name| self.read(self.tensors[*name], dtype, device))
+            .map(|name| {
+                let (tensor, finite) = self.read(self.tensors[*name], dtype, device)?;
+                let turn = self.transposed && is_linear(name);
+                Ok((if turn { tensor.t()?.contiguous()? } else { tensor }, finite))
+            })
             .collect::<Result<Vec<(Tensor, bool)>>>()?;
         if let Some(copy) = self.tied_copy {
             self.check_tied(copy)?;
@@ -173,38 +156,22 @@ impl Checkpoint {
         if bytes(copy)? == bytes(self.tensors["wte.weight"])? {
             return Ok(());
         }
-        Err(Error::data(
-            &self.shards[copy.0].path,
-            "lm_head.weight differs from wte.weight, but config.json ties them; set tie_word_embeddings to false",
-        ))
+        Err(tied_copy_differs(&self.shards[copy.0].path))
     }
 }
 
-/// The name of a tensor without the prefixes that exporters put before it.
-pub(super) fn canonical(name: &str) -> &str {
-    let name = name.strip_prefix("_orig_mod.").unwrap_or(name);
-    name.strip_prefix("transformer.").or_else(|| name.strip_prefix("model.")).unwrap_or(name)
+pub(super) fn tied_copy_differs(path: &Path) -> Error {
+    let what = "lm_head.weight differs from wte.weight, but config.json ties them; set tie_word_embeddings to false";
+    Error::data(path, what)
 }
 
-/// The causal masks that old exports carry.
-pub(super) fn is_buffer(name: &str) -> bool {
-    name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
-}
-
-fn difference(name: &str, info: &TensorInfo, wanted: &[usize]) -> Option<String> {
-    let reversed: Vec<usize> = info.shape.iter().rev().copied().collect();
-    if float_dtype(info.dtype).is_none() {
-        return Some(format!("{name} is {:?}; weights must be F32, F16 or BF16", info.dtype));
-    }
-    if info.shape == wanted {
-        return None;
-    }
-    let hint = if reversed == wanted && wanted.len() == 2 {
-        " (transposed: GPT-2 stores [in, out], nn.Linear [out, in])"
-    } else {
-        ""
+/// A tensor of a header, and whether it may hold weights.
+fn found((name, info): &(String, TensorInfo)) -> Found {
+    let shape = match float_dtype(info.dtype) {
+        Some(_) => Ok(info.shape.clone()),
+        None => Err(format!("is {:?}; weights must be F64, F32, F16 or BF16", info.dtype)),
     };
-    Some(format!("{name} has shape {:?} instead of {wanted:?}{hint}", info.shape))
+    Found { name: name.clone(), shape }
 }
 
 /// The first few of a list, and how many more there are.
@@ -220,18 +187,16 @@ pub(super) fn list(all: &[String]) -> String {
 /// The weight files of a directory: `model.safetensors`, or the shards of `model.safetensors.index.json`.
 ///
 /// # Errors
-/// [`Error::Missing`] or [`Error::Data`]; a shard outside the directory is never opened.
+/// [`Error::Missing`] that says what the directory holds instead; [`Error::Data`]; a shard outside the directory is
+/// never opened.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
-    if single.exists() {
+    if single.exists() || single.is_symlink() {
         return Ok(vec![single]);
     }
     let index = dir.join("model.safetensors.index.json");
     if !index.exists() {
-        let torch = ["pytorch_model.bin", "ckpt.pt", "model.pt"].into_iter().find(|name| dir.join(name).exists());
-        let hint = torch.map_or(String::new(), |name| {
-            format!("; {name} is a pickle: save the model with save_pretrained (safetensors), or convert nanoGPT's with `interp models convert`")
-        });
+        let hint = super::foreign::in_folder(dir).map_or(String::new(), |what| format!("; {what}"));
         return Err(Error::Missing(format!("{}: no model.safetensors{hint}", dir.display())));
     }
     shard_names(&super::read_small(&index, 8 << 20)?, &index)
@@ -262,18 +227,4 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.len() <= 128
         && !name.starts_with('.')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-}
-
-/// Refuses a tokenizer that knows more tokens than the model.
-///
-/// # Errors
-/// [`Error::Data`] with both numbers.
-pub fn check_vocabulary(tokenizer: Option<&Tokenizer>, config: &Config) -> Result<()> {
-    match tokenizer.map(Tokenizer::vocab_size) {
-        Some(size) if size > config.vocab_size => Err(Error::Data {
-            path: PathBuf::from("tokenizer"),
-            what: format!("has {size} tokens, but the model knows {}: it belongs to another model", config.vocab_size),
-        }),
-        _ => Ok(()),
-    }
 }

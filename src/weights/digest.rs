@@ -128,6 +128,8 @@ struct Known(BTreeMap<PathBuf, (String, String)>);
 /// A file's sha256, with what it takes to remember it.
 #[derive(Clone, Debug)]
 pub struct FileDigest {
+    /// The file's name, and not that of a blob that it may be a link to.
+    pub name: String,
     /// In hexadecimal.
     pub sha256: String,
     /// Path and identity of the file, if the hash is new and the file did not change while it was read.
@@ -145,16 +147,17 @@ impl DigestCache {
     /// # Errors
     /// As reading the file.
     pub fn sha256(&self, file: &Path) -> Result<FileDigest> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let file = std::fs::canonicalize(file).map_err(|e| Error::reading(file, e))?;
         let identity = identity(&file);
         if let (Some(identity), Some((then, sha256))) = (&identity, self.load().0.get(&file))
             && identity == then
         {
-            return Ok(FileDigest { sha256: sha256.clone(), fresh: None });
+            return Ok(FileDigest { name, sha256: sha256.clone(), fresh: None });
         }
         let sha256 = sha256(&file)?;
         let unchanged = identity.filter(|before| self::identity(&file).as_ref() == Some(before));
-        Ok(FileDigest { sha256, fresh: unchanged.map(|identity| (file, identity)) })
+        Ok(FileDigest { name, sha256, fresh: unchanged.map(|identity| (file, identity)) })
     }
 
     /// Remembers what was computed. A cache that cannot be written only costs time.

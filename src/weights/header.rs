@@ -10,6 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use super::foreign;
 use crate::error::{Error, Result};
 
 /// Largest header that is read; GPT-2 XL needs less than 64 KiB.
@@ -71,9 +72,12 @@ impl Header {
     }
 
     fn check(path: &Path, source: Source) -> Result<Self> {
-        let wrong = |what: String| Error::data(path, what);
         let io = |e| Error::reading(path, e);
         let size = source.len().map_err(io)?;
+        // A file that is no safetensors may still be known by its first bytes.
+        let mut head = vec![0; size.min(512) as usize];
+        source.read_at(&mut head, 0).map_err(io)?;
+        let wrong = |what: String| Error::data(path, foreign::name(path, &head).unwrap_or(what));
         if size < 8 {
             return Err(wrong(format!("header: {size} bytes is too short for a safetensors file")));
         }
@@ -96,6 +100,9 @@ impl Header {
 }
 
 /// Opens a regular file and nothing else: a pipe would hang, a device would never end.
+///
+/// # Errors
+/// [`Error::Missing`] for what is not there or no regular file, [`Error::Io`].
 pub fn open_regular(path: &Path) -> Result<File> {
     let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound if path.is_symlink() => {
@@ -107,27 +114,71 @@ pub fn open_regular(path: &Path) -> Result<File> {
         let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
         return Err(Error::Missing(format!("{}: {what}, where a file is wanted", path.display())));
     }
-    File::open(path).map_err(|e| Error::reading(path, e))
+    // It may have become a pipe meanwhile: opening one must not wait for its other end.
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| Error::reading(path, e))?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(file),
+        Ok(_) => Err(Error::Missing(format!("{}: not a regular file, where a file is wanted", path.display()))),
+        Err(e) => Err(Error::reading(path, e)),
+    }
 }
 
+/// Files that are not compared with the memory that is left before they are read.
+const SMALL: u64 = 64 << 20;
+
 /// Reads a regular file of at most `limit` bytes whole.
+///
+/// # Errors
+/// As [`open_regular`]; [`Error::Data`] for a file that is larger, or that is a pointer to a file which Git LFS has not fetched;
+/// [`Error::TryAgain`] for one that does not fit into memory.
 pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = open_regular(path)?;
+    let length = file.metadata().map_err(|e| Error::reading(path, e))?.len();
+    if length > limit {
+        return Err(Error::data(path, format!("larger than the {limit} bytes that such a file may have")));
+    }
+    if length > SMALL {
+        crate::memory::check(&format!("reading {}", path.display()), length, None)?;
+    }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::reading(path, e))?;
     if bytes.len() as u64 > limit {
         return Err(Error::data(path, format!("larger than the {limit} bytes that such a file may have")));
     }
-    Ok(bytes)
+    match foreign::pointer(&bytes) {
+        Some(what) => Err(Error::data(path, what)),
+        None => Ok(bytes),
+    }
 }
 
-/// Reads a text file of at most `limit` bytes whole.
+/// Reads a safetensors file of at most `limit` bytes whole, after its header was checked as that of weights is: no empty tensor, no shape
+/// whose product passes 64 bits, no byte that belongs to none.
+///
+/// # Errors
+/// As [`read_small`], and [`Error::Data`] for a header that does not describe the rest of the file.
+pub fn read_tensors(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let bytes = read_small(path, limit)?;
+    let tensors = Header::open(path)?.tensors;
+    match tensors.iter().find(|(_, info)| info.shape.contains(&0)) {
+        Some((name, info)) => {
+            Err(Error::data(path, format!("header: tensor `{}` is empty: its shape is {:?}", clean(name), info.shape)))
+        }
+        None => Ok(bytes),
+    }
+}
+
+/// Reads a text file of at most `limit` bytes whole, without a byte-order mark.
 ///
 /// # Errors
 /// As [`read_small`], and [`Error::Data`] where it is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    String::from_utf8(read_small(path, limit)?)
-        .map_err(|e| Error::data(path, format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+    let text = String::from_utf8(read_small(path, limit)?)
+        .map_err(|e| Error::data(path, format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
 }
 
 fn clean(message: &str) -> String {
@@ -153,7 +204,6 @@ fn check_layout(tensors: &[(String, TensorInfo)], data: u64) -> std::result::Res
             .map(|bits| bits / 8);
         match size {
             None => return Err(format!("tensor `{name}`: the shape {:?} overflows", info.shape)),
-            Some(0) => return Err(format!("tensor `{name}` is empty: its shape is {:?}", info.shape)),
             Some(size) if size != end - start => {
                 return Err(format!(
                     "tensor `{name}` of {:?} {:?} needs {size} bytes but has {}",
@@ -195,7 +245,9 @@ impl<'de> serde::Deserialize<'de> for Entries {
                         return Err(serde::de::Error::custom(format!("`{name}` appears twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<std::collections::BTreeMap<String, String>>()?;
+                        // As the safetensors library: null is as good as none, values are texts.
+                        map.next_value::<Option<std::collections::BTreeMap<String, String>>>()
+                            .map_err(|e| serde::de::Error::custom(format!("`__metadata__`: {e}")))?;
                     } else {
                         let info = map
                             .next_value::<TensorInfo>()
@@ -213,6 +265,7 @@ impl<'de> serde::Deserialize<'de> for Entries {
 /// The candle type of a stored dtype, for those that weights may have.
 pub fn float_dtype(dtype: Dtype) -> Option<candle_core::DType> {
     match dtype {
+        Dtype::F64 => Some(candle_core::DType::F64),
         Dtype::F32 => Some(candle_core::DType::F32),
         Dtype::F16 => Some(candle_core::DType::F16),
         Dtype::BF16 => Some(candle_core::DType::BF16),

@@ -28,7 +28,7 @@ pub enum Value {
     Float(f64),
     /// A string.
     Text(String),
-    /// Bytes.
+    /// Bytes; also an integer of more than 64 bits, which no weights need.
     Bytes(Vec<u8>),
     /// A tuple or a list.
     List(Vec<Id>),
@@ -60,9 +60,17 @@ impl Pickle {
     /// # Errors
     /// [`Error::Data`] for anything but data, with the offset.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        Ok(Self::parse_first(bytes, path)?.0)
+    }
+
+    /// Reads the pickle at the start of `bytes`, and says how many of them it takes.
+    ///
+    /// # Errors
+    /// As [`Pickle::parse`].
+    pub fn parse_first(bytes: &[u8], path: &Path) -> Result<(Self, usize)> {
         let mut machine = Machine { bytes, at: 0, values: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
         let root = machine.run().map_err(|what| Error::data(path, format!("pickle, byte {}: {what}", machine.at)))?;
-        Ok(Self { values: machine.values, root })
+        Ok((Self { values: machine.values, root }, machine.at))
     }
 
     /// The value of the whole.
@@ -73,6 +81,19 @@ impl Pickle {
     /// A value by its number.
     pub fn get(&self, id: Id) -> &Value {
         &self.values[id]
+    }
+
+    /// All values, in the order in which they were built.
+    pub fn values(&self) -> impl Iterator<Item = &Value> {
+        self.values.iter()
+    }
+
+    /// The members of a tuple or list.
+    pub fn items(&self, id: Id) -> Option<&[Id]> {
+        match self.get(id) {
+            Value::List(items) => Some(items),
+            _ => None,
+        }
     }
 
     /// What a dictionary holds under a string.
@@ -149,15 +170,17 @@ impl Machine<'_> {
                 }
                 0x8A => {
                     let length = self.byte()?.into();
-                    let n = long(self.take(length)?)?;
-                    self.push(Value::Int(n))
+                    let bytes = self.take(length)?;
+                    let value = long(bytes).map_or_else(|| Value::Bytes(bytes.to_vec()), Value::Int);
+                    self.push(value)
                 }
                 b'G' => {
                     let x = f64::from_be_bytes(self.array()?);
                     self.push(Value::Float(x))
                 }
-                0x8C => self.text(1)?,
-                b'X' => self.text(4)?,
+                // `U` and `T` are what Python 2 wrote.
+                0x8C | b'U' => self.text(1)?,
+                b'X' | b'T' => self.text(4)?,
                 0x8D => self.text(8)?,
                 b'C' => self.raw_bytes(1)?,
                 b'B' => self.raw_bytes(4)?,
@@ -362,15 +385,15 @@ fn pairs(items: &[Id]) -> Step<Vec<(Id, Id)>> {
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
-/// A little-endian two's-complement number of any length.
-fn long(bytes: &[u8]) -> Step<i64> {
+/// A little-endian two's-complement number, if 64 bits hold it.
+fn long(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.last().is_some_and(|&b| b >= 0x80);
     if bytes.len() > 8 {
-        return Err("a number of more than 64 bits".into());
+        return None;
     }
     let mut all = if negative { [0xFF; 8] } else { [0; 8] };
     all[..bytes.len()].copy_from_slice(bytes);
-    Ok(i64::from_le_bytes(all))
+    Some(i64::from_le_bytes(all))
 }
 
 #[cfg(test)]

@@ -1,9 +1,15 @@
 //! Where Hugging Face keeps models on this machine, and where it serves them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::address::check_address;
 use crate::config::PUBLISHED;
 use crate::error::{Error, Result};
+
+/// Largest file of a token that is read.
+const MAX_TOKEN: u64 = 4096;
 
 /// The cache, the hub and what may be done with it.
 #[derive(Clone)]
@@ -12,12 +18,80 @@ pub struct Places {
     pub hub: Option<PathBuf>,
     /// Address of the hub.
     pub endpoint: String,
-    /// Access token; never printed.
-    pub token: Option<String>,
+    /// Access token; never printed, and read only when the hub is asked.
+    pub token: Token,
     /// Whether the network must not be touched.
     pub offline: bool,
     /// Where hashes of local files are remembered.
     pub digests: Option<PathBuf>,
+    /// How long a slow hub is waited for.
+    pub patience: Patience,
+}
+
+/// Where the access token is.
+#[derive(Clone, Default)]
+pub enum Token {
+    /// There is none.
+    #[default]
+    None,
+    /// The value of an environment variable, after its name.
+    Given(&'static str, OsString),
+    /// A file, which need not exist.
+    File(PathBuf),
+}
+
+impl Token {
+    /// The token; none where its file does not exist or is empty.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for what is no regular file, [`Error::Data`] or [`Error::Request`] for what cannot be a token.
+    pub fn read(&self) -> Result<Option<String>> {
+        let (text, origin) = match self {
+            Token::None => return Ok(None),
+            Token::Given(name, value) => (value.to_str().map(str::to_string), (*name).to_string()),
+            Token::File(path) if !path.exists() => return Ok(None),
+            Token::File(path) => {
+                (String::from_utf8(super::read_small(path, MAX_TOKEN)?).ok(), path.display().to_string())
+            }
+        };
+        let token = text.as_deref().map(str::trim).filter(|token| token.chars().all(|c| c.is_ascii_graphic()));
+        match token {
+            Some(token) if token.len() as u64 <= MAX_TOKEN => Ok(Some(token.to_string()).filter(|t| !t.is_empty())),
+            _ => Err(Error::request(format!(
+                "{origin} has characters that no token has: a token is one line of letters and digits"
+            ))),
+        }
+    }
+}
+
+/// How long a slow hub is waited for. All limits together bound a download: it moves on at the least rate, or it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a connection.
+    pub connect: Duration,
+    /// For the head of an answer.
+    pub answer: Duration,
+    /// For the next byte.
+    pub idle: Duration,
+    /// In each such time [`Patience::least`] bytes must arrive.
+    pub window: Duration,
+    /// Bytes that a window, or a connection that breaks, must bring.
+    pub least: u64,
+    /// Connections in a row that bring less before giving up.
+    pub retries: usize,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+            window: Duration::from_secs(60),
+            least: 64 << 10,
+            retries: 3,
+        }
+    }
 }
 
 impl Places {
@@ -38,46 +112,26 @@ impl Places {
         let hub = path("HF_HUB_CACHE")
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
             .or_else(|| Some(hf_home.clone()?.join("hub")));
-        let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home?.join("token")));
-        let token = text("HF_TOKEN")
-            .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| std::fs::read_to_string(token_file?).ok())
-            .map(|token| token.trim().to_string())
-            .filter(|token| !token.is_empty());
-        if token.as_ref().is_some_and(|token| token.chars().any(|c| c.is_control() || !c.is_ascii())) {
-            return Err(Error::request("HF_TOKEN has characters that no token has"));
-        }
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let given = |name: &'static str| Some(Token::Given(name, var(name)?));
+        let file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home?.join("token")));
+        let token = given("HF_TOKEN").or_else(|| given("HUGGING_FACE_HUB_TOKEN")).or(file.map(Token::File));
+        let endpoint = match var("HF_ENDPOINT") {
+            None => "https://huggingface.co".to_string(),
+            Some(value) => value.into_string().map_err(|_| Error::request("HF_ENDPOINT is no address"))?,
+        };
         let endpoint = endpoint.trim_end_matches('/').to_string();
-        check_address(&endpoint).map_err(|what| Error::request(format!("HF_ENDPOINT: {what}")))?;
+        let address = check_address(&endpoint).map_err(|what| Error::request(format!("HF_ENDPOINT: {what}")))?;
+        if address.query().is_some() || endpoint.contains('#') {
+            return Err(Error::request("HF_ENDPOINT: an address with `?` or `#` is not that of a hub"));
+        }
         Ok(Self {
             hub,
             endpoint,
-            token,
+            token: token.unwrap_or_default(),
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             digests: cache.map(|cache| cache.join("interp").join("digests.json")),
+            patience: Patience::default(),
         })
-    }
-}
-
-/// An address must be https, or http on this machine.
-pub fn check_address(address: &str) -> std::result::Result<(), String> {
-    let shown = crate::error::shorten(address);
-    if address.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(format!("`{shown}` is no address"));
-    }
-    if let Some(rest) = address.strip_prefix("http://") {
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        if !["127.0.0.1", "localhost", "[::1]"].contains(&host) {
-            return Err(format!("`{shown}` is not https"));
-        }
-        return Ok(());
-    }
-    if address.len() > "https://".len() && address.starts_with("https://") {
-        Ok(())
-    } else {
-        Err(format!("`{shown}` is not https"))
     }
 }
 
@@ -158,24 +212,6 @@ mod tests {
             "a/b@x\0",
         ] {
             assert!(Repository::parse(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn only_https_or_this_machine() {
-        for good in ["https://huggingface.co", "http://127.0.0.1:8080", "http://localhost", "http://[::1]:80/x"] {
-            assert!(check_address(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "http://huggingface.co",
-            "http://127.0.0.1.evil.org",
-            "ftp://x",
-            "https://",
-            "http://127.0.0.1@evil.org/",
-            "x",
-            "https://a b",
-        ] {
-            assert!(check_address(bad).is_err(), "{bad}");
         }
     }
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Long enough for a busy machine: what comes at all comes within seconds.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The browser of this machine: INTERP_BROWSER, or a chromium on the path; none where there is neither.
 pub fn find() -> Option<PathBuf> {

@@ -40,6 +40,8 @@ pub struct Response {
     pub cut: Option<usize>,
     /// Wait so long before each kilobyte.
     pub slow: Option<Duration>,
+    /// Send no more than so many bytes of the body before this is set.
+    pub hold: Option<(usize, Arc<AtomicBool>)>,
 }
 
 impl Response {
@@ -87,6 +89,13 @@ impl Hub {
         requests.iter().filter(|r| r.path.contains(part) && !r.is_probe()).count()
     }
 
+    /// Waits until `seen` holds of what was asked for so far.
+    pub fn wait_until(&self, seen: impl Fn(&[Request]) -> bool) {
+        while !seen(&self.log()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub fn log(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
@@ -132,7 +141,15 @@ fn answer(mut stream: TcpStream, response: &Response) -> std::io::Result<()> {
     }
     stream.write_all(b"\r\n")?;
     let body = &response.body[..response.cut.unwrap_or(response.body.len()).min(response.body.len())];
-    for part in body.chunks(1024) {
+    let first = response.hold.as_ref().map_or(0, |(first, _)| body.len().min(*first));
+    stream.write_all(&body[..first])?;
+    if let Some((_, go)) = &response.hold {
+        stream.flush()?;
+        while !go.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    for part in body[first..].chunks(1024) {
         if let Some(wait) = response.slow {
             std::thread::sleep(wait);
         }

@@ -1,6 +1,8 @@
 //! What several tests need: fixtures, and small seeded models that take no download.
 #![allow(dead_code)]
 
+pub mod gate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// A command line in a directory of its own, with nothing of the user's environment.
 pub struct Interp {
@@ -21,7 +21,6 @@ pub struct Outcome {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
-    pub took: Duration,
     /// The directory it ran in.
     pub dir: tempfile::TempDir,
 }
@@ -74,6 +73,20 @@ impl Interp {
         #[allow(unsafe_code)]
         unsafe {
             self.command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_AS, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        self
+    }
+
+    /// Limits the processor time, which unlike a clock does not run while others work: what takes longer is killed.
+    pub fn limit_cpu(mut self, seconds: u64) -> Self {
+        let limit = libc::rlimit { rlim_cur: seconds, rlim_max: seconds };
+        // SAFETY: setrlimit is async-signal-safe and reads a value that the closure owns.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_CPU, &limit) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             });
@@ -148,15 +161,21 @@ impl Interp {
 
     /// Bits are compared with the library's on the CPU, also where there is a GPU; `INTERP_TEST_DEVICE` names another device.
     fn on_device(&mut self) {
-        let named = self.command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
-        if cfg!(feature = "cuda") && !named && self.command.get_args().len() > 0 {
+        let words: Vec<String> = self.command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let named = words.iter().any(|word| word.starts_with("--device"));
+        // What opens no model refuses to be told where to compute.
+        let computes = words.first().is_some_and(|word| !["models", "completions"].contains(&word.as_str()))
+            && !words.get(1).is_some_and(|word| ["list", "tasks", "verify", "merge"].contains(&word.as_str()))
+            && words != ["pairs"]
+            && words != ["behave"];
+        if cfg!(feature = "cuda") && !named && computes {
             let device = std::env::var("INTERP_TEST_DEVICE").unwrap_or("cpu".into());
             self.command.args(["--device", &device]);
         }
     }
 
     /// Starts it without waiting.
-    pub fn spawn(mut self) -> (std::process::Child, tempfile::TempDir) {
+    pub fn spawn(mut self) -> (Child, tempfile::TempDir) {
         self.on_device();
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         (self.command.spawn().unwrap(), self.dir)
@@ -164,7 +183,6 @@ impl Interp {
 
     pub fn run(mut self) -> Outcome {
         self.on_device();
-        let start = Instant::now();
         self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
@@ -184,7 +202,6 @@ impl Interp {
             code: status.code(),
             stdout: String::from_utf8(stdout).expect("stdout is UTF-8"),
             stderr: stderr.join().unwrap(),
-            took: start.elapsed(),
             dir: self.dir,
         }
     }
@@ -233,8 +250,50 @@ pub fn can_mount() -> bool {
     probe.is_ok_and(|status| status.success())
 }
 
+/// Lets a process work until `seen` holds, and stops it there: it then stands in the middle of its work for as long as it is left
+/// there, however busy the machine is. False if it ended before.
+pub fn stop_when(child: &mut Child, mut seen: impl FnMut() -> bool) -> bool {
+    loop {
+        signal(child, libc::SIGSTOP);
+        // SAFETY: waitid writes into a value of ours; WNOWAIT leaves the child to be waited for.
+        #[allow(unsafe_code)]
+        let ended = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let wait = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+            assert_eq!(libc::waitid(libc::P_PID, child.id(), &mut info, wait), 0);
+            info.si_code != libc::CLD_STOPPED
+        };
+        if ended {
+            return false;
+        }
+        if seen() {
+            return true;
+        }
+        go_on(child);
+        std::thread::sleep(Duration::from_millis(1)); // it works meanwhile; nothing depends on how far it comes
+    }
+}
+
+/// Lets a process that was stopped work again.
+pub fn go_on(child: &Child) {
+    signal(child, libc::SIGCONT);
+}
+
+/// Kills a process where `seen` holds for the first time. It must not have ended by itself.
+pub fn kill_when(child: &mut Child, what: &str, seen: impl FnMut() -> bool) {
+    use std::os::unix::process::ExitStatusExt;
+    assert!(stop_when(child, seen), "it ended before {what}");
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL), "it was to be killed when {what}");
+}
+
+/// Lines of a file, none where there is no file.
+pub fn lines(path: &Path) -> usize {
+    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
+}
+
 /// Sends a signal to a child that was not waited for yet.
-pub fn signal(child: &std::process::Child, signal: i32) {
+pub fn signal(child: &Child, signal: i32) {
     // SAFETY: kill touches no memory of ours.
     #[allow(unsafe_code)]
     unsafe {

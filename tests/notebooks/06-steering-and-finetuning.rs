@@ -30,8 +30,8 @@ let lines: Vec<String> = interp::pairset::PairSet::shipped("tiny-ioi").unwrap()?
     .iter()
     .map(|pair| format!("{} Linda.\n", pair.clean().joined(0).replace("<|endoftext|>", "")))
     .collect();
-let learn = tokenizer.encode_long(&lines[..180].concat())?;
-let held_out = tokenizer.encode_long(&lines[180..].concat())?;
+let learn = tokenizer.encode_long(&lines[..180].concat(), false)?;
+let held_out = tokenizer.encode_long(&lines[180..].concat(), false)?;
 let rows = TextSet::new((learn, held_out), 0, 64)?;
 let recipe = Recipe::load_with(None, &["max_iters=30", "block_size=64", "batch_size=8", "learning_rate=1e-3", "warmup_iters=5"].map(String::from))?;
 let mut trainer = Trainer::from_model(recipe, &model, "tiny", tokenizer.clone(), Box::new(rows))?;

@@ -1,24 +1,26 @@
 use std::time::Instant;
 
 use interp::edges::{Steps, attribute, exact};
-use interp::faithful::{self, Curve, Judged};
+use interp::faithful::{self, Areas, Choice, Curve, Judged};
 use interp::figure::{self, Figure};
 use interp::frame::save_parquet;
 use interp::graph::{Circuit, CircuitFile, Graph, Instead, Judge, Source};
 use interp::metric::Metric;
 use interp::pair::Pair;
 use interp::prune::prune;
-use interp::{Error, Plan, Result, disk};
+use interp::{Error, Plan, Result, disk, limits};
 use polars::prelude::{DataFrame, df};
 use serde_json::{Value, json};
 
 use super::super::args::Global;
 use super::super::bench::Bench;
 use super::super::calibrate::correlation;
+use super::super::number::{real, whole};
+use super::super::output::{bar, bounded, counted};
 use super::super::pairs::PairArgs;
-use super::super::report::{How, Outcome, Report, bar, bounded, counted};
-use super::super::{note, request};
-use super::{ends, halves, instead, metric};
+use super::super::report::{How, Outcome, Report};
+use super::super::request;
+use super::{Split, ends, instead, metric};
 
 /// Random circuits that a circuit is compared with.
 const CONTROLS: u64 = 20;
@@ -29,31 +31,33 @@ const THRESHOLDS: [f64; 6] = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001];
 pub struct Args {
     #[command(flatten)]
     pairs: PairArgs,
+    #[command(flatten)]
+    split: Split,
     /// How edges are chosen: eap-ig and eap by gradients, exact by trying each one, acdc by taking edges away.
     #[arg(long, value_enum, default_value = "eap-ig")]
     method: Method,
     /// Steps of the integrated gradients [default: 5].
-    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    steps: Option<u32>,
+    #[arg(long, value_name = "M", value_parser = whole(1, 1000_usize))]
+    steps: Option<usize>,
     /// What to measure: logit_diff, prob, prob_diff, logprob, kl, for acdc also rank [default: logit_diff; for acdc kl].
     #[arg(long, value_name = "NAME", value_parser = metric)]
     metric: Option<Metric>,
     /// Keep this many edges, fewer where some are not fed, instead of as few as are faithful.
-    #[arg(long, value_name = "N", conflicts_with = "least", value_parser = clap::value_parser!(u32).range(1..))]
-    edges: Option<u32>,
+    #[arg(long, value_name = "N", conflicts_with = "least", value_parser = whole(1, limits::RANKED))]
+    edges: Option<usize>,
     /// The share of the behaviour that the circuit has to carry [default: 0.8].
     #[arg(long, value_name = "SHARE")]
     least: Option<f64>,
     /// What costs less than this is taken away by acdc; several with commas make a curve [default: 0.3 … 0.001].
-    #[arg(long, value_name = "T", value_delimiter = ',')]
+    #[arg(long, value_name = "T", value_delimiter = ',', value_parser = real(0.0, 1e30))]
     threshold: Vec<f64>,
     /// What edges outside of the circuit carry: corrupt (the run of the pair's corrupted prompt), mean (of these runs, by length
-    /// and position) or zero.
+    /// and position) or zero (as EAP-IG evaluates: tokens, heads and MLPs write nothing, positions and biases stay).
     #[arg(long, value_name = "WHAT", default_value = "corrupt", value_parser = instead)]
     instead: Instead,
     /// Try this many of the best edges, and as many out of the input and MLPs, where gradients are known to mislead.
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
-    calibrate: Option<u32>,
+    #[arg(long, value_name = "K", value_parser = whole(1, limits::RANKED))]
+    calibrate: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -88,10 +92,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let asked = args.pairs.read(true)?;
     let bench = Bench::open(global)?;
     let found_pairs = asked.pairs(&bench, global, &args.pairs.draw)?;
-    let (finding, judging) = halves(&found_pairs.pairs);
-    if found_pairs.pairs.len() == 1 {
-        note(global.quiet, "note: one pair finds the circuit and judges it; several are split in two");
-    }
+    let (finding, judging) = args.split.halves(&found_pairs.pairs, global.quiet);
     let measured = args.metric.unwrap_or(if args.method == Method::Acdc { Metric::Kl } else { Metric::LogitDiff });
     let room = bench.room(global)?;
     let judge = Judge::new(&bench.model, &finding, measured, args.instead, room)?;
@@ -100,20 +101,34 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let report = Report::begin("circuit", global, &name)?;
     let start = Instant::now();
     let mut found = find(args, &bench, &judge, &finding, global)?;
-    // The sizes were chosen by the pairs for it; what they carry is said of the others.
-    let sizes = found.curve.points.iter().map(|point| point.circuit.clone()).collect();
-    found.curve = faithful::of(&other, sizes, global.seed, &mut |_, _| Ok(()))?;
+    // Circuits were chosen by the pairs for it; what they carry is said of the others.
+    let top = match &found.scores {
+        Some(scores) => {
+            found.curve = faithful::curve(&other, scores, Choice::Greedy, global.seed, &mut |_, _| Ok(()))?;
+            Some(faithful::curve(&other, scores, Choice::Top, global.seed, &mut |_, _| Ok(()))?)
+        }
+        None => {
+            let sizes = found.curve.points.iter().map(|point| point.circuit.clone()).collect();
+            found.curve = faithful::of(&other, sizes, global.seed, &mut |_, _| Ok(()))?;
+            None
+        }
+    };
+    let (mib, mib_greedy) = (top.as_ref().and_then(Curve::mib), found.curve.mib());
+    let by_size = found.curve.by_size();
     let circuit = &found.circuit;
     let judged = faithful::one(&other, circuit.clone(), global.seed)?;
     let rest = other.faithfulness(&other.values(&circuit.complement())?, global.seed);
     let random = faithful::random(&other, circuit.len(), CONTROLS, global.seed)?;
-    let calibrated = args.calibrate.map(|k| calibrate(args, &bench, &found, &finding, k as usize, measured, global));
+    let calibrated = args.calibrate.map(|k| calibrate(args, &bench, &found, &finding, k, measured, global));
     let calibrated = calibrated.transpose()?;
     let seconds = start.elapsed().as_secs_f64();
 
     let graph = circuit.graph();
     let frame = edges(graph, &found, calibrated.as_ref(), &judge)?;
-    let curves = [(args.method.name(), found.curve.points.as_slice()), ("random", random.as_slice())];
+    let top_name = format!("{} top-n", args.method.name());
+    let mut curves = vec![(args.method.name(), found.curve.points.as_slice())];
+    curves.extend(top.as_ref().map(|curve| (top_name.as_str(), curve.points.as_slice())));
+    curves.push(("random", random.as_slice()));
     save_parquet(&mut faithful::frame(&curves, graph.edges())?, &report.dir().join("curve.parquet"))?;
     let file = CircuitFile {
         about: format!("{} of {}, by {}", measured.name(), asked.name, args.method.name()),
@@ -141,10 +156,13 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     extra["circuit"] = json!({
         "method": args.method.name(), "steps": steps(args), "metric": measured.name(), "instead": args.instead.name(),
         "edges": circuit.len(), "of": graph.edges(), "nodes": circuit.nodes().iter().map(Source::to_string).collect::<Vec<_>>(),
-        "finding": finding.len(), "judging": judging.len(),
-        "faithfulness": judged.faithfulness.mean, "low": judged.faithfulness.low, "high": judged.faithfulness.high,
+        "instead_means": args.instead.convention(),
+        "finding": finding.len(), "judging": judging.len(), "held_out": args.split.held_out(&found_pairs.pairs),
+        "faithfulness": judged.faithfulness.mean, "low": judged.faithfulness.low(), "high": judged.faithfulness.high(),
         "rest": rest.mean, "random": { "count": CONTROLS, "mean": chance.0, "low": chance.1, "high": chance.2 },
-        "cpr": found.curve.cpr, "cmd": found.curve.cmd,
+        "cpr": mib.map(|areas| areas.under), "cmd": mib.map(|areas| areas.from_one),
+        "cpr_greedy": mib_greedy.map(|areas| areas.under), "cmd_greedy": mib_greedy.map(|areas| areas.from_one),
+        "area_by_size": by_size.under, "gap_by_size": by_size.from_one,
         "calibration": calibrated.as_ref().map(Calibrated::record),
         "find_seconds": seconds,
     });
@@ -159,7 +177,16 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         ),
         format!("faithfulness {}; the rest without it {:.3}", bounded(judged.faithfulness), rest.mean),
         format!("{CONTROLS} random circuits of that size: {:.3}, from {:.3} to {:.3}", chance.0, chance.1, chance.2),
-        format!("over all sizes: CPR {:.3}, CMD {:.3}; {seconds:.1} s", found.curve.cpr, found.curve.cmd),
+        match mib.zip(mib_greedy) {
+            Some((Areas { under, from_one }, greedy)) => format!(
+                "over all sizes, by MIB's formulae: CPR {under:.3}, CMD {from_one:.3} (greedy {:.3}, {:.3}); {seconds:.1} s",
+                greedy.under, greedy.from_one
+            ),
+            None => format!(
+                "over the thresholds' sizes: area {:.3}, gap to 1 {:.3}; {seconds:.1} s",
+                by_size.under, by_size.from_one
+            ),
+        },
     ];
     summary.extend(calibrated.as_ref().map(Calibrated::words));
     let outcome = Outcome {
@@ -193,7 +220,7 @@ fn check(args: &Args) -> Result<()> {
     only(rank && args.method != Method::Acdc, "--metric rank", "acdc: a rank has no gradient, and steps")
 }
 
-fn steps(args: &Args) -> Option<u32> {
+fn steps(args: &Args) -> Option<usize> {
     (args.method == Method::EapIg).then(|| args.steps.unwrap_or(5))
 }
 
@@ -214,9 +241,9 @@ fn find(args: &Args, bench: &Bench, judge: &Judge<'_>, pairs: &[Pair], global: &
         Found { circuit, scores: None, curve }
     } else {
         let scores = scores(args, bench, pairs, judge.metric(), bench.room(global)?, &mut progress)?;
-        let curve = faithful::curve(judge, &scores, global.seed, &mut progress)?;
+        let curve = faithful::curve(judge, &scores, Choice::Greedy, global.seed, &mut progress)?;
         let circuit = match args.edges {
-            Some(edges) => Circuit::greedy(judge.graph(), &scores, edges as usize),
+            Some(edges) => Circuit::greedy(judge.graph(), &scores, edges),
             None => {
                 let smallest = faithful::smallest(judge, &scores, &curve, least, global.seed)?;
                 smallest.ok_or_else(|| reached(&curve))?.circuit
@@ -245,7 +272,7 @@ fn scores(
             let all: Vec<usize> = (0..Graph::of(bench.config()).edges()).collect();
             tried(bench, pairs, metric, &all, room, progress)?
         }
-        (_, Some(m)) => attribute(&bench.model, pairs, metric, Steps::Integrated(m as usize), room, progress)?,
+        (_, Some(m)) => attribute(&bench.model, pairs, metric, Steps::Integrated(m), room, progress)?,
         _ => attribute(&bench.model, pairs, metric, Steps::Clean, room, progress)?,
     };
     Ok(helping(mean(&by_pair), metric))

@@ -11,8 +11,8 @@ use interp::{Error, Result, weights};
 use serde_json::json;
 
 use super::args::{Format, Global};
-use super::report::{print, say};
-use super::request;
+use super::output::{print, say};
+use super::{note, request};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -55,13 +55,36 @@ fn read(name: &str) -> Result<CircuitFile> {
     CircuitFile::parse(&weights::read_text(path, 64 << 20)?, path)
 }
 
-/// Pairs to find a circuit with, and others to judge it by; a single pair has to do for both.
-pub fn halves(pairs: &[Pair]) -> (Vec<Pair>, Vec<Pair>) {
-    if pairs.len() < 2 {
-        return (pairs.to_vec(), pairs.to_vec());
+/// Whether some pairs find something and others judge it.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Split {
+    /// All pairs find, and all of them judge: for comparisons with what does not hold pairs back. The numbers are then of the very
+    /// pairs that were found with.
+    #[arg(long)]
+    no_split: bool,
+}
+
+impl Split {
+    /// Pairs to find something with, the even ones, and others to judge it by, the odd ones; a single pair has to do for both.
+    pub fn halves(self, pairs: &[Pair], quiet: bool) -> (Vec<Pair>, Vec<Pair>) {
+        if self.no_split || pairs.len() < 2 {
+            let why = if self.no_split { "--no-split" } else { "there is but one pair; several are split in two" };
+            note(quiet, &format!("note: the numbers are of the pairs that it was found with ({why})"));
+            return (pairs.to_vec(), pairs.to_vec());
+        }
+        let every = |first: usize| pairs.iter().skip(first).step_by(2).cloned().collect();
+        (every(0), every(1))
     }
-    let every = |first: usize| pairs.iter().skip(first).step_by(2).cloned().collect();
-    (every(0), every(1))
+
+    /// Whether it was asked for.
+    pub fn is_given(self) -> bool {
+        self.no_split
+    }
+
+    /// For run.json: whether the pairs that judge are others than those that find.
+    pub fn held_out(self, pairs: &[Pair]) -> bool {
+        !self.no_split && pairs.len() > 1
+    }
 }
 
 /// The mean metric with all edges and with none.

@@ -11,8 +11,9 @@ use serde_json::json;
 use super::super::args::Global;
 use super::super::bench::Bench;
 use super::super::note;
+use super::super::output::{bar, bounded, counted};
 use super::super::pairs::PairArgs;
-use super::super::report::{How, Outcome, Report, bar, bounded, counted};
+use super::super::report::{How, Outcome, Report};
 use super::{ends, instead, metric, read};
 
 /// Largest circuit that is tried without each of its edges, unless that is asked for.
@@ -31,7 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = metric)]
     metric: Option<Metric>,
     /// What edges outside of the circuit carry: corrupt (the run of the pair's corrupted prompt), mean (of these runs, by length
-    /// and position) or zero [default: the circuit's own, else corrupt].
+    /// and position) or zero (as EAP-IG evaluates: tokens, heads and MLPs write nothing, positions and biases stay) [default: the
+    /// circuit's own, else corrupt].
     #[arg(long, value_name = "WHAT", value_parser = instead)]
     instead: Option<Instead>,
     /// What is lost without each edge, of large circuits too: as many runs of every pair as there are edges.
@@ -67,7 +69,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         }
     };
     if file.seed == Some(global.seed) && asked.name == file.pairs {
-        let seed = global.seed + 1;
+        let seed = global.seed.wrapping_add(1);
         note(
             global.quiet,
             &format!("note: this seed drew the pairs that found the circuit; --seed {seed} draws others"),
@@ -100,7 +102,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let share = judged.faithfulness.mean;
     // What is lost without each part: 0 for one that is not needed.
     let graph = circuit.graph();
-    let nodes = trial.nodes.iter().map(|(node, without)| (node.to_string(), file.role(*node), "node", share - without));
+    let roles = file.roles();
+    let nodes =
+        trial.nodes.iter().map(|(node, without)| (node.to_string(), roles.get(node).copied(), "node", share - without));
     let edges =
         trial.edges.iter().map(|(edge, without)| (graph.edge(*edge).to_string(), None, "edge", share - without));
     let mut parts: Vec<(String, Option<&str>, &str, f64)> = nodes.chain(edges).collect();
@@ -134,9 +138,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut extra = pairs.record();
     extra["circuit"] = json!({
         "file": args.circuit, "about": file.about, "source": file.source, "metric": measured.name(),
-        "instead": replaced.name(), "edges": circuit.len(), "of": graph.edges(),
+        "instead": replaced.name(), "instead_means": replaced.convention(), "edges": circuit.len(), "of": graph.edges(),
         "nodes": circuit.nodes().iter().map(Source::to_string).collect::<Vec<_>>(),
-        "faithfulness": share, "low": interval.low, "high": interval.high, "rest": trial.rest.mean,
+        "faithfulness": share, "low": interval.low(), "high": interval.high(), "rest": trial.rest.mean,
         "incompleteness": { "mean": mean, "worst": worst, "knocked": trial.knocked },
         "random": random, "test_seconds": seconds,
     });

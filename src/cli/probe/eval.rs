@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use interp::error::no_such;
 use interp::labelled::{Kind, Labelled, Row};
 use interp::probe::saved::{self, Saved};
 use interp::probe::{self, Evaluated, Kept};
@@ -93,11 +94,7 @@ pub fn chosen<'a>(all: &'a [Saved], asked: Option<&str>, like: &str) -> Result<&
     let names = || all.iter().map(|saved| saved.name.as_str()).collect::<Vec<_>>().join(", ");
     match (asked, all) {
         (Some(name), _) => named(name).ok_or_else(|| {
-            request(format!(
-                "there are no probes of `{}`; there are those of {}",
-                interp::error::printable(name),
-                names()
-            ))
+            request(no_such("task with saved probes", name, all.iter().map(|saved| saved.name.as_str())))
         }),
         (None, [only]) => Ok(only),
         (None, _) => named(like)

@@ -54,5 +54,5 @@ fn tasks(global: &Global) -> Result<()> {
             lines.push(format!("{name:<22} {:<6} {}", task.suits, task.about));
         }
     }
-    super::report::say(global, &lines.join("\n"))
+    super::output::say(global, &lines.join("\n"))
 }

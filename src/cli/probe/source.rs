@@ -2,22 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use interp::dataset::documents;
 use interp::dataset::reader::Dataset;
+use interp::error::no_such;
 use interp::labelled::{Kind, Row};
 use interp::probe::saved::Stamp;
 use interp::probe::{self, At};
 use interp::target::Target;
 use interp::task::{SHIPPED, Task};
 use interp::tokens::Tokens;
-use interp::{Error, Gpt2, Result, Site, gather, memory};
+use interp::{Error, Gpt2, Result, Site, gather, limits, memory};
 use ndarray::Array2;
 
 use super::super::args::Global;
 use super::super::bench::Bench;
+use super::super::honours::OF_TEXT;
+use super::super::number::long;
+use super::super::prompts::reading;
 use super::super::request;
 
 #[derive(clap::Args, Debug)]
+#[group(id = "source")]
 pub struct Args {
     /// Tasks: names as `probe tasks` lists them, or files such as probes/tiny-number.toml.
     #[arg(value_name = "TASK")]
@@ -44,7 +48,7 @@ pub struct Args {
     #[arg(long, requires = "label")]
     regression: bool,
     /// Texts of a task [default: what the task says].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, value_name = "N", value_parser = long(2, limits::EXAMPLES))]
     examples: Option<u64>,
 }
 
@@ -114,6 +118,9 @@ impl Args {
         let weights_sha256 = bench.source.digests()?.weights;
         let (name, kind, sites, tokens, rows, targets) = match source {
             Source::Data(dir) => {
+                if self.file.is_none() && self.tasks.is_empty() {
+                    global.refuse(OF_TEXT, "the activations of a data set are of tokens already")?;
+                }
                 let data = Dataset::open(dir)?;
                 let asked = &data.plan().request;
                 if asked.weights != weights_sha256 {
@@ -136,7 +143,7 @@ impl Args {
             }
             Source::File(path) => {
                 let names: Vec<String> = [label].into_iter().chain(self.group.as_deref()).map(str::to_string).collect();
-                let documents = documents::open(path, &self.field, &names)?;
+                let documents = reading(global).field(&self.field).labels(&names).open(path)?;
                 let (tokens, rows) = probe::from_documents(documents, &at, bench.tokenizer()?, global.encoding())?;
                 (label.to_string(), given, Vec::new(), tokens, rows, None)
             }
@@ -202,8 +209,8 @@ impl Opened {
 
 /// How the activations of a text are made.
 pub fn stamp(weights_sha256: Vec<String>, bench: &Bench, tokens: &Tokens) -> Stamp {
-    let end = bench.tokenizer.as_ref().and_then(interp::Tokenizer::end_of_text);
-    let bos = end.is_some() && tokens.row(0).first().copied() == end;
+    let start = bench.tokenizer.as_ref().and_then(interp::Tokenizer::bos);
+    let bos = start.is_some() && tokens.row(0).first().copied() == start;
     Stamp { weights_sha256, dtype: bench.dtype.as_str().to_string(), bos }
 }
 
@@ -214,11 +221,7 @@ fn task(name: &str) -> Result<Task> {
     }
     let path = Path::new(name);
     if !path.exists() {
-        return Err(Error::Missing(format!(
-            "there is no task or file `{}`; the tasks are {}",
-            interp::error::printable(name),
-            SHIPPED.map(|(name, _)| name).join(", ")
-        )));
+        return Err(Error::Missing(no_such("task or file", name, SHIPPED.iter().map(|(name, _)| *name))));
     }
     Task::parse(&interp::weights::read_text(path, 16 << 20)?, path)
 }

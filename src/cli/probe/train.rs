@@ -1,17 +1,20 @@
 use interp::labelled::Labelled;
 use interp::probe::saved::{self, Saved};
 use interp::probe::{self, Options, Study, Summary, Trial};
-use interp::{Error, Gpt2, Plan, Result, figure, initial};
+use interp::{Error, Gpt2, Plan, Result, figure, initial, limits};
 use polars::prelude::DataFrame;
 use serde_json::json;
 
 use super::super::args::Global;
 use super::super::bench::Bench;
-use super::super::report::{How, Outcome, Report, bar, counted};
+use super::super::number::{long, real, whole};
+use super::super::output::{bar, bounded, counted};
+use super::super::report::{How, Outcome, Report};
 use super::super::{doubled, note, request};
 use super::source;
 
 #[derive(clap::Args, Debug)]
+#[group(id = "training")]
 pub struct Args {
     #[command(flatten)]
     source: source::Args,
@@ -20,25 +23,25 @@ pub struct Args {
     #[arg(long, value_name = "SITES", value_delimiter = ',')]
     site: Vec<String>,
     /// Splits, each with its own control task.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = long(1, 100))]
     seeds: u64,
     /// Share of the rows that probes are judged on.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.3)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.3, value_parser = real(0.0, 1.0))]
     test_share: f64,
     /// Strengths of the penalty (1/C in scikit-learn), several with commas; one of them is chosen by cross-validation.
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "0.1,1,10,100,1000")]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "0.1,1,10,100,1000", value_parser = real(0.0, 1e12))]
     alpha: Vec<f64>,
     /// Folds of that cross-validation.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole(2, 100_usize))]
     folds: usize,
     /// Steps of a fit at most.
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1, limits::ITERATIONS))]
     max_iterations: usize,
     /// Leave out the model of the same shape that has learned nothing.
     #[arg(long)]
     no_random_model: bool,
     /// Prompts at most in which probes' directions are taken out, where the task has answers; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole(0, limits::PAIRS))]
     causal: usize,
 }
 
@@ -144,8 +147,7 @@ fn summary(all: &Summary) -> String {
         ));
         let get = |split: &str, metric: &str, site: usize| all.get(&name, split, metric)?.get(&site).copied();
         for (i, site) in all.sites(&name).iter().enumerate() {
-            let probe = get("test", metric, i)
-                .map_or(String::new(), |p| format!("{:.3} [{:.3}, {:.3}]", p.mean, p.low, p.high));
+            let probe = get("test", metric, i).map_or(String::new(), bounded);
             let cell = |split: &str, metric: &str| match get(split, metric, i) {
                 Some(interval) => format!("{:.3}", interval.mean),
                 None => "–".into(),

@@ -1,12 +1,13 @@
 //! One run in a process of its own.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use interp::dataset::lock::Lock;
-use interp::{Error, Result, disk};
+use interp::{Error, Result, disk, run_dir};
 use serde_json::Value;
 
 use super::super::stop::Stop;
@@ -47,7 +48,9 @@ pub fn run(dir: &Path, run: &Run, started: SystemTime, stop: &Stop) -> Result<(E
     }
     let begun = Instant::now();
     let mut command = Command::new(this()?);
-    command.args(front(run)).arg(format!("--out={}", run.dir(dir).display())).args(back(run));
+    let mut out = OsString::from("--out=");
+    out.push(run.dir(dir));
+    command.args(front(run)).arg(out).args(back(run));
     end_with_parent(&mut command);
     let failed = |code: i32, message: String| -> Result<(Ended, Option<f64>)> {
         if !stop.is_asked() {
@@ -66,7 +69,7 @@ pub fn run(dir: &Path, run: &Run, started: SystemTime, stop: &Stop) -> Result<(E
         && let Some(changed) = run.changed()?
     {
         // The name of the directory would promise another content.
-        let _ = std::fs::remove_file(run.dir(dir).join("run.json"));
+        run_dir::remove(&run.dir(dir))?;
         return failed(65, format!("{} was changed while it ran", changed.display()));
     }
     drop(lock);
@@ -92,15 +95,16 @@ pub fn dry(run: &Run) -> Result<Value> {
             format!("{}: {}", run.words(), message(output.status, &said)),
         ));
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| Error::Bug(format!("{} --dry-run: {e}", run.arguments[0])))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|e| Error::Bug(format!("{} --dry-run: {e}", run.arguments[0].display())))
 }
 
 /// The command, and what follows it: options may not stand behind `--`.
-fn front(run: &Run) -> &[String] {
+fn front(run: &Run) -> &[OsString] {
     &run.arguments[..1]
 }
 
-fn back(run: &Run) -> Vec<&String> {
+fn back(run: &Run) -> Vec<&OsString> {
     run.arguments[1..].iter().collect()
 }
 
@@ -115,7 +119,7 @@ fn cannot(source: std::io::Error) -> Error {
 /// A failure of another process that shares the directory, since this one began; older ones are tried again.
 fn earlier(failure: &Path, started: SystemTime) -> Option<Ended> {
     let written = std::fs::metadata(failure).and_then(|facts| facts.modified()).ok()?;
-    let text = std::fs::read_to_string(failure).ok().filter(|_| written >= started)?;
+    let text = interp::weights::read_text(failure, 1 << 20).ok().filter(|_| written >= started)?;
     let (code, message) = text.split_once(' ')?;
     Some(Ended::Failed(code.parse().ok()?, message.to_string()))
 }

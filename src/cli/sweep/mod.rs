@@ -8,18 +8,20 @@ mod child;
 mod runs;
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use interp::run_dir::{Kept, RUN};
 use interp::study::{self, Study, shown};
 use interp::{Error, Result, disk, figure, memory, weights};
 use polars::prelude::*;
 use serde_json::{Value, json};
 
-use super::args::{BosArg, Format, Global};
+use super::args::{Format, Global};
 use super::cost::{Estimate, duration};
-use super::report::{arguments, csv, output_dir, print, rows, say};
+use super::note;
+use super::output::{object, print, say};
+use super::report::{inputs, output_dir, save_figure, with_arguments};
 use super::stop::Stop;
-use super::{note, request};
 use child::Ended;
 pub use child::error;
 use runs::Run;
@@ -38,12 +40,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let Global { model, tokenizer, dtype, bos, allow_special, seed, .. } = global;
-    if model != "tiny" || tokenizer.is_some() || *allow_special || (*dtype, *bos, *seed) != (None, BosArg::Auto, 0) {
-        return Err(request(
-            "model, tokenizer, dtype, bos, allow_special and seed of a sweep stand in the study, in [options]",
-        ));
-    }
+    let own = "model, tokenizer, dtype, bos, allow_special and seed of a sweep stand in the study, in [options]";
+    global.refuse(&["model tokenizer dtype bos allow_special seed"], own)?;
     let text = weights::read_text(&args.study, 1 << 20)?;
     let study = Study::parse_with(&text, &args.study, &args.set)?;
     let runs = runs::read(&study, &args.study, &args.set, global)?;
@@ -56,9 +54,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         runs::check_dry(&study)?;
         return estimate(&dir, &runs, global);
     }
-    claim(&dir, &args.study, global.out.is_none() && global.name.is_none())?;
     let set: String = args.set.iter().map(|word| format!("\n# --set {}", word.escape_debug())).collect();
-    disk::write_bytes(&dir.join("study.toml"), format!("{text}{set}").as_bytes())?;
+    // Processes share it: it is nobody's while runs are done.
+    drop(claim(&dir, &args.study, global.out.is_none() && global.name.is_none(), &format!("{text}{set}"))?);
     let (started, stop) = (SystemTime::now(), Stop::listen());
     let mut ended: Vec<Ended> = Vec::new();
     for (i, run) in runs.iter().enumerate() {
@@ -102,35 +100,25 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     collect(&dir, &study, &runs, &ended, global)
 }
 
-/// What marks the directory of a sweep; it holds the path of the study.
-const MARK: &str = ".sweep";
+/// What a sweep writes beside its runs once these are done.
+const RESULTS: [&str; 5] = [RUN, "frame.parquet", "runs.parquet", "figure.svg", "figure.png"];
+/// How long to wait for another process that begins or collects in the same directory.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory for runs: a new one, an empty one, or one of a sweep; `own` if it must be of this very study.
-fn claim(dir: &Path, study: &Path, own: bool) -> Result<()> {
-    let cannot = |what: String| Error::CannotWrite { path: dir.to_path_buf(), what };
+fn claim(dir: &Path, study: &Path, own: bool, text: &str) -> Result<Kept> {
+    let mut kept = Kept::open_shared(dir, "sweep", &inputs(), PATIENCE)?;
     let of = std::fs::canonicalize(study).unwrap_or_else(|_| study.to_path_buf()).display().to_string();
-    // The mark is looked for after all else, since a process beside this one writes it first.
-    let foreign = std::fs::read_dir(dir)
-        .is_ok_and(|entries| entries.flatten().any(|entry| !entry.file_name().to_string_lossy().starts_with('.')));
-    match std::fs::read_to_string(dir.join(MARK)) {
-        Ok(other) if own && other != of => {
-            return Err(cannot(format!(
-                "it is the sweep of {}; name another directory with --out",
-                other.escape_debug()
-            )));
-        }
-        Ok(_) => {}
-        Err(_) if foreign => return Err(cannot("it holds other files; name an empty or a new directory".into())),
-        Err(_) => {}
+    if let Some(other) = kept.of().filter(|other| own && *other != of) {
+        let what = format!("it is the sweep of {}; name another directory with --out", other.escape_debug());
+        return Err(Error::CannotWrite { path: dir.to_path_buf(), what });
     }
-    disk::write_dir(dir)?;
-    disk::write_bytes(&dir.join(MARK), of.as_bytes())?;
-    disk::write_dir(&dir.join("runs"))?;
+    kept.set_of(of);
+    disk::write_bytes(&kept.write_file("study.toml")?, text.as_bytes())?;
+    kept.write_dir("runs")?;
     // Incomplete from here on.
-    for name in ["run.json", "frame.parquet", "runs.parquet", "figure.svg", "figure.png"] {
-        let _ = std::fs::remove_file(dir.join(name));
-    }
-    Ok(())
+    RESULTS.iter().try_for_each(|name| kept.remove_file(name))?;
+    Ok(kept)
 }
 
 /// What every run left, as one frame and one figure.
@@ -148,7 +136,8 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
     }
     let all = stacked(&keys, results, &varied)?;
     let mut table = table(&keys, runs, &facts)?;
-    interp::frame::save_parquet(&mut table, &dir.join("runs.parquet"))?;
+    let mut kept = Kept::open_shared(dir, "sweep", &[], PATIENCE)?;
+    interp::frame::save_parquet(&mut table, &kept.write_file("runs.parquet")?)?;
     let failed: Vec<(&Run, i32, &String)> = runs
         .iter()
         .zip(ended)
@@ -164,11 +153,10 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
     let Some(mut frame) = all else {
         return Err(fault.unwrap_or_else(|| Error::Bug("no run and no fault".into())));
     };
-    interp::frame::save_parquet(&mut frame, &dir.join("frame.parquet"))?;
+    interp::frame::save_parquet(&mut frame, &kept.write_file("frame.parquet")?)?;
     let seconds: f64 = facts.iter().filter_map(|facts| facts.seconds).sum();
     let record = json!({
         "command": "sweep",
-        "arguments": arguments(),
         "study": { "about": study.about, "command": study.command, "varied": keys },
         "runs": runs.len(),
         "failed": failed.len(),
@@ -177,14 +165,14 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
         "price_per_hour": global.price,
         "versions": { "interp": env!("CARGO_PKG_VERSION") },
     });
-    let text = serde_json::to_vec_pretty(&record).map_err(|e| Error::Bug(e.to_string()))?;
     // What cannot be drawn is no reason to lose what was computed.
     let drawn = figure::study(study, &frame);
     if let Ok(Some(figure)) = &drawn {
-        disk::write_bytes(&dir.join("figure.svg"), figure.svg()?.as_bytes())?;
-        disk::write_bytes(&dir.join("figure.png"), &figure.png()?)?;
+        kept.write_file("figure.svg")?;
+        kept.write_file("figure.png")?;
+        save_figure(&kept.dir(), figure, global)?;
     }
-    disk::write_bytes(&dir.join("run.json"), &text)?;
+    let record = kept.write_run(with_arguments(record))?;
     if let Ok(None) = &drawn {
         note(
             global.quiet,
@@ -204,9 +192,10 @@ fn collect(dir: &Path, study: &Study, runs: &[Run], ended: &[Ended], global: &Gl
             ),
         )?,
         Format::Json => {
-            print(&(json!({ "run": record, "rows": rows(&frame)?, "runs": rows(&table)? }).to_string() + "\n"))?
+            let (rows, runs) = (interp::frame::json(&frame)?, interp::frame::json(&table)?);
+            print(&object(&[("run", record.to_string()), ("rows", rows), ("runs", runs)]))?
         }
-        Format::Csv => print(&csv(&frame)?)?,
+        Format::Csv => print(&global.csv().text(&frame)?)?,
     }
     fault.map_or(drawn.map(|_| ()), Err)
 }

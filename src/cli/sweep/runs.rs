@@ -1,6 +1,7 @@
 //! The runs of a study as command lines.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory};
@@ -11,7 +12,8 @@ use interp::{Error, Result, weights};
 use toml::{Table, Value};
 
 use super::super::args::Global;
-use super::super::report::slug;
+use super::super::output::slug;
+use super::super::words;
 
 /// Commands whose runs can be a study's.
 const COMMANDS: [&str; 16] = [
@@ -33,9 +35,21 @@ const COMMANDS: [&str; 16] = [
     "train",
 ];
 /// Options that are the sweep's own, or say where a run happens.
-const OURS: [&str; 13] = [
-    "out", "name", "format", "quiet", "dry_run", "help", "price", "device", "memory", "offline", "restart", "tf32",
+const OURS: [&str; 14] = [
+    "out",
+    "name",
+    "format",
+    "quiet",
+    "dry_run",
+    "help",
+    "price",
+    "device",
+    "memory",
+    "offline",
+    "restart",
+    "tf32",
     "strict",
+    "escape_formulas",
 ];
 
 /// One run.
@@ -45,7 +59,7 @@ pub struct Run {
     /// What is varied, with its values in this run.
     pub varied: Table,
     /// What the child is told, without --out.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
     /// What it reads, with the hash that stands for its content.
     inputs: Vec<(PathBuf, String)>,
 }
@@ -73,11 +87,11 @@ impl Run {
 
     /// What is varied, on one line.
     pub fn words(&self) -> String {
-        words(&self.varied)
+        in_words(&self.varied)
     }
 }
 
-fn words(varied: &Table) -> String {
+fn in_words(varied: &Table) -> String {
     varied.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect::<Vec<_>>().join(" ")
 }
 
@@ -87,8 +101,7 @@ pub fn read(study: &Study, path: &Path, set: &[String], global: &Global) -> Resu
     if !COMMANDS.contains(&study.command.as_str()) {
         return Err(wrong(no_such("command for a sweep", &study.command, COMMANDS.into_iter())));
     }
-    let mut root = super::super::Cli::command();
-    root.build();
+    let root = words::tree();
     let Some(command) = root.find_subcommand(&study.command).cloned() else {
         return Err(Error::Bug(format!("{} is no command", study.command)));
     };
@@ -126,19 +139,18 @@ pub fn read(study: &Study, path: &Path, set: &[String], global: &Global) -> Resu
             global.tf32,
             env!("CARGO_PKG_VERSION")
         );
-        let mut arguments = vec![study.command.clone()];
+        let mut arguments = vec![OsString::from(&study.command)];
         arguments.extend(told.options);
         arguments.push("--quiet".into());
-        arguments.extend(global.machine());
+        arguments.extend(global.machine().into_iter().map(OsString::from));
         if !told.positional.is_empty() {
             arguments.push("--".into());
             arguments.extend(told.positional);
         }
-        let line = std::iter::once("interp").chain(arguments.iter().map(String::as_str));
-        root.clone()
-            .try_get_matches_from(line)
-            .map_err(|e| wrong(format!("run {}: {}", found.len() + 1, super::super::one_line(&e.to_string()))))?;
-        let named = slug(&words(&varied));
+        let name = OsString::from("interp");
+        let line: Vec<OsString> = std::iter::once(name).chain(arguments.iter().cloned()).collect();
+        words::accept(&root, &line).map_err(|what| wrong(format!("run {}: {what}", found.len() + 1)))?;
+        let named = slug(&in_words(&varied));
         let name = named.rsplit_once('-').map_or("run", |(words, _)| words);
         let id = format!("{name}-{}", &weights::sha256_of(what.as_bytes())[..16]);
         if found.iter().any(|other| other.id == id) {
@@ -168,6 +180,17 @@ pub fn check_dry(study: &Study) -> Result<()> {
 
 /// What stands for the content of a file, or of all files below a directory.
 fn digest(path: &Path) -> Result<String> {
+    digest_below(path, 0)
+}
+
+/// Directories in each other that are read: a link to a directory above it would have no end.
+const DEEPEST: usize = 16;
+
+fn digest_below(path: &Path, depth: usize) -> Result<String> {
+    if depth > DEEPEST {
+        let what = format!("more than {DEEPEST} directories in each other; a link may lead back");
+        return Err(Error::Data { path: path.to_path_buf(), what });
+    }
     if !path.is_dir() {
         return weights::sha256(path);
     }
@@ -179,7 +202,7 @@ fn digest(path: &Path) -> Result<String> {
     entries.sort_unstable();
     let mut all = String::new();
     for entry in entries {
-        all += &format!("{:?} {}\n", entry.file_name(), digest(&entry)?);
+        all += &format!("{:?} {}\n", entry.file_name(), digest_below(&entry, depth + 1)?);
     }
     Ok(weights::sha256_of(all.as_bytes()))
 }
@@ -187,8 +210,8 @@ fn digest(path: &Path) -> Result<String> {
 /// The keys of a run as words of a command line.
 #[derive(Default)]
 struct Told {
-    options: Vec<String>,
-    positional: Vec<String>,
+    options: Vec<OsString>,
+    positional: Vec<OsString>,
     /// Files and directories that it reads.
     inputs: Vec<PathBuf>,
 }
@@ -221,7 +244,7 @@ impl Told {
                 _ if in_recipe => {
                     let last = key.rsplit('.').next().unwrap_or(key);
                     let value =
-                        if RECIPE_PATHS.contains(&last) { told.absolute(value, &base(last)) } else { value.clone() };
+                        if RECIPE_PATHS.contains(&last) { absolute(value, &base(last))? } else { value.clone() };
                     set.push(format!("{key}={value}"));
                 }
                 _ => {
@@ -240,37 +263,29 @@ impl Told {
             let read = recipe.data.text.iter().chain(&recipe.data.validation).chain(&recipe.data.language);
             told.inputs.extend(read.map(|path| beside.join(path)).filter(|path| path.exists()));
         }
-        told.options.extend(set.into_iter().flat_map(|assignment| ["--set".to_string(), assignment]));
+        told.options.extend(set.into_iter().map(|assignment| OsString::from(format!("--set={assignment}"))));
         Ok(told)
     }
 
-    /// Paths of the recipe, which would otherwise count from where the command runs.
-    fn absolute(&mut self, value: &Value, base: &Path) -> Value {
-        match value {
-            Value::Array(values) => Value::Array(values.iter().map(|value| self.absolute(value, base)).collect()),
-            value => Value::String(base.join(shown(value)).display().to_string()),
-        }
-    }
-
     /// A value, of which paths count from `base`.
-    fn value(&mut self, argument: &clap::Arg, key: &str, value: &Value, base: &Path) -> String {
+    fn value(&mut self, argument: &clap::Arg, key: &str, value: &Value, base: &Path) -> OsString {
         let text = shown(value);
         if let Some(path) = text.strip_prefix("FILE:").filter(|_| key == "start") {
             let path = base.join(path);
             self.inputs.extend(path.exists().then(|| path.clone()));
-            return format!("FILE:{}", path.display());
+            return joined([OsStr::new("FILE:"), path.as_os_str()]);
         }
         let kinds = ["PATH", "FILE", "DIR"];
         let is_path =
             argument.get_value_names().is_some_and(|names| names.iter().any(|name| kinds.contains(&name.as_str())));
         let path = base.join(&text);
         // A name means the same wherever one stands.
-        let is_path = is_path || (NAMES_OR_PATHS.contains(&key) && path.exists() && !is_name(&text));
+        let is_path = is_path || (NAMES_OR_PATHS.contains(&key) && path.exists() && !words::is_name(&text));
         if !is_path {
-            return text;
+            return text.into();
         }
         self.inputs.extend(path.exists().then(|| path.clone()));
-        path.display().to_string()
+        path.into()
     }
 
     fn option(
@@ -288,27 +303,36 @@ impl Told {
         let long = format!("--{}", argument.get_long().unwrap_or(key));
         if matches!(argument.get_action(), ArgAction::SetTrue) {
             match value {
-                Value::Boolean(true) => self.options.push(long),
+                Value::Boolean(true) => self.options.push(long.into()),
                 Value::Boolean(false) => {}
                 _ => return Err(format!("`{key}` is true or false")),
             }
             return Ok(());
         }
-        let words: Vec<String> = values.iter().map(|value| self.value(argument, key, value, base)).collect();
+        let words: Vec<OsString> = values.iter().map(|value| self.value(argument, key, value, base)).collect();
+        let long = OsString::from(long + "=");
         match (argument.is_positional(), several) {
             (true, _) => self.positional.extend(words),
-            (false, true) => self.options.push(format!("{long}={}", words.join(","))),
-            (false, false) => self.options.extend(words.into_iter().map(|word| format!("{long}={word}"))),
+            (false, true) => self.options.push(joined([&long, &words.join(OsStr::new(","))])),
+            (false, false) => self.options.extend(words.iter().map(|word| joined([&long, word]))),
         }
         Ok(())
     }
 }
 
-/// Whether something goes by this name wherever one stands.
-fn is_name(text: &str) -> bool {
-    let models = interp::config::PUBLISHED.iter().map(|published| published.0).chain(["tiny"]);
-    let suites = interp::suite::SHIPPED.iter().map(|(name, _)| *name);
-    let pairs = interp::pairset::SHIPPED.iter().map(|(name, _)| *name);
-    let tasks = interp::task::SHIPPED.iter().map(|(name, _)| *name);
-    models.chain(suites).chain(pairs).chain(tasks).any(|name| name == text)
+/// Paths of the recipe, which would otherwise count from where the command runs.
+fn absolute(value: &Value, base: &Path) -> std::result::Result<Value, String> {
+    if let Value::Array(values) = value {
+        return Ok(Value::Array(
+            values.iter().map(|value| absolute(value, base)).collect::<std::result::Result<_, _>>()?,
+        ));
+    }
+    let path = base.join(shown(value));
+    let text =
+        path.to_str().ok_or_else(|| format!("{} is not UTF-8, as a recipe's paths have to be", path.display()))?;
+    Ok(Value::String(text.to_string()))
+}
+
+fn joined<S: AsRef<OsStr>>(parts: [S; 2]) -> OsString {
+    parts.iter().map(AsRef::as_ref).collect()
 }

@@ -1,12 +1,20 @@
 //! What decides the outcome of a training run, read from TOML. Knobs are named as in nanoGPT.
 
+mod keys;
+mod knobs;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::error::{Error, Result, toml_fault};
+use crate::limits::{self, DOCUMENTS, HEADS, LAYERS, POSITIONS, TRAINING_ROWS, TRAINING_STEPS, VOCABULARY, WIDTH};
+pub use keys::help;
+pub use knobs::{DataRecipe, ModelRecipe, TrainRecipe};
+
+use crate::error::{Error, Result, shorten};
+use knobs::lossy;
 
 /// Everything that decides the outcome of a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,43 +31,6 @@ pub struct Recipe {
     pub train: TrainRecipe,
 }
 
-/// The shape of a model; without more said, GPT-2 small's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelRecipe {
-    /// Blocks.
-    pub n_layer: usize,
-    /// Heads per block.
-    pub n_head: usize,
-    /// Width of the residual stream.
-    pub n_embd: usize,
-    /// Positions.
-    pub block_size: usize,
-    /// Entries of the vocabulary: of the BPE that is learned first, or at least as many as the tokenizer has; 0 for
-    /// exactly as many.
-    pub vocab_size: usize,
-}
-
-/// What the model reads: a language, or text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataRecipe {
-    /// A language file (see `models/tiny/language.toml`), relative to the recipe.
-    pub language: Option<PathBuf>,
-    /// How a model that starts from scratch on text gets its tokenizer.
-    pub tokenizer: Option<Learned>,
-    /// Documents of the language from which the tokenizer is learned.
-    pub tokenizer_documents: u64,
-    /// Share of rows that are random tokens, repeated; of a language only.
-    pub repeat_share: f64,
-    /// Files or directories of text: `.txt` and others whole, `.jsonl` by its `text` fields, `.bin` as nanoGPT's tokens.
-    pub text: Vec<PathBuf>,
-    /// The same for validation; without it the end of the text.
-    pub validation: Vec<PathBuf>,
-    /// How much of the text is kept for validation where there is no text of its own for it.
-    pub validation_share: f64,
-}
-
 /// A tokenizer that is made from the text itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,66 +39,6 @@ pub enum Learned {
     Bpe,
     /// The characters of the text, as in nanoGPT's `shakespeare_char`.
     Characters,
-}
-
-/// How the model learns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainRecipe {
-    /// Decides weights, text, order and dropout.
-    pub seed: u64,
-    /// Tokens in a row; 0 for as many as the model has positions.
-    pub block_size: usize,
-    /// Rows of a batch.
-    pub batch_size: usize,
-    /// Batches per step; their gradients are averaged.
-    pub gradient_accumulation_steps: usize,
-    /// Rows that pass through the model at once, a divisor of batch_size; decides memory and rounding, not the meaning.
-    pub micro_batch_size: usize,
-    /// What matrices are multiplied in; weights, gradients and optimizer are f32 whatever this is.
-    pub dtype: Precision,
-    /// Steps.
-    pub max_iters: u64,
-    /// Steps that read short rows, more of them, at shifting positions: a small model finds induction in short rows
-    /// within minutes, and in long ones not at all (a warm-up of sequence length, Li et al. 2022).
-    pub short_iters: u64,
-    /// Tokens of a short row, a divisor of block_size.
-    pub short_block_size: usize,
-    /// Highest learning rate.
-    pub learning_rate: f64,
-    /// Whether the learning rate follows a cosine after its warm-up; otherwise it stays.
-    pub decay_lr: bool,
-    /// Learning rate at the end of the cosine.
-    pub min_lr: f64,
-    /// Steps of linear warm-up.
-    pub warmup_iters: u64,
-    /// Step at which the cosine ends; 0 for max_iters.
-    pub lr_decay_iters: u64,
-    /// Step at which the schedule starts over, warm-up included, to end with max_iters (a warm restart, Loshchilov &
-    /// Hutter 2017); 0 for never.
-    pub lr_restart_iters: u64,
-    /// AdamW's decay of the mean of gradients.
-    pub beta1: f64,
-    /// AdamW's decay of the mean of squared gradients.
-    pub beta2: f64,
-    /// Decoupled decay of matrices and embeddings.
-    pub weight_decay: f64,
-    /// Largest norm of a gradient; longer ones are scaled down. 0 for no limit.
-    pub grad_clip: f64,
-    /// Share of values that are dropped after the embedding, in attention patterns and before each residual sum.
-    pub dropout: f64,
-    /// Parameters that stay as they are: names as in the checkpoint, `*` and ranges such as `h.[0-5].*`.
-    pub freeze: Vec<String>,
-    /// Steps between measurements of the validation loss.
-    pub eval_interval: u64,
-    /// Validation rows.
-    pub eval_rows: u64,
-    /// Whether to keep the model with the lowest validation loss besides the last one.
-    pub keep_best: bool,
-    /// Measurements without a new lowest validation loss after which the run ends; 0 for never.
-    pub patience: u64,
-    /// Steps between checkpoints.
-    pub checkpoint_interval: u64,
 }
 
 /// A number format, by nanoGPT's names.
@@ -164,59 +75,6 @@ impl Precision {
     }
 }
 
-impl Default for ModelRecipe {
-    fn default() -> Self {
-        Self { n_layer: 12, n_head: 12, n_embd: 768, block_size: 1024, vocab_size: 0 }
-    }
-}
-
-impl Default for DataRecipe {
-    fn default() -> Self {
-        Self {
-            language: None,
-            tokenizer: None,
-            tokenizer_documents: 30_000,
-            repeat_share: 0.0,
-            text: Vec::new(),
-            validation: Vec::new(),
-            validation_share: 0.1,
-        }
-    }
-}
-
-impl Default for TrainRecipe {
-    fn default() -> Self {
-        Self {
-            seed: 1337,
-            block_size: 0,
-            batch_size: 8,
-            gradient_accumulation_steps: 1,
-            micro_batch_size: 1,
-            dtype: Precision::default(),
-            max_iters: 200,
-            short_iters: 0,
-            short_block_size: 0,
-            learning_rate: 3e-5,
-            decay_lr: true,
-            min_lr: 3e-6,
-            warmup_iters: 10,
-            lr_decay_iters: 0,
-            lr_restart_iters: 0,
-            beta1: 0.9,
-            beta2: 0.95,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-            dropout: 0.0,
-            freeze: Vec::new(),
-            eval_interval: 50,
-            eval_rows: 32,
-            keep_best: false,
-            patience: 0,
-            checkpoint_interval: 50,
-        }
-    }
-}
-
 impl Recipe {
     /// Reads a recipe.
     ///
@@ -235,11 +93,18 @@ impl Recipe {
             None => Recipe::default(),
             Some(path) => {
                 let text = crate::weights::read_text(path, 1 << 20)?;
-                let recipe: Recipe = toml::from_str(&text).map_err(|e| Error::data(path, toml_fault(&text, &e)))?;
+                let recipe: Recipe = toml::from_str(&text).map_err(|e| Error::data(path, keys::fault(&text, &e)))?;
+                if text_sets_both(&text) {
+                    return Err(Error::data(path, BOTH));
+                }
                 recipe.check().map_err(|what| Error::data(path, what))?;
                 recipe
             }
         };
+        let sets = |key: &str| set.iter().any(|assignment| name_of(assignment) == key);
+        if sets("eval_rows") && sets("eval_iters") {
+            return Err(Error::request(format!("--set: {BOTH}")));
+        }
         for assignment in set {
             recipe = recipe.with(assignment)?;
         }
@@ -249,7 +114,7 @@ impl Recipe {
 
     /// The recipe with one key set.
     fn with(&self, assignment: &str) -> Result<Self> {
-        let fault = |what: String| Error::request(format!("--set {assignment}: {what}"));
+        let fault = |what: String| Error::request(format!("--set {}: {what}", shorten(assignment)));
         let (key, value) = assignment.split_once('=').ok_or_else(|| fault("write KEY=VALUE".into()))?;
         let (key, value) = (key.trim(), value.trim());
         let table_of = |recipe: &Recipe| toml::Table::try_from(recipe).map_err(|e| fault(e.to_string()));
@@ -259,11 +124,11 @@ impl Recipe {
             Some((section, key)) => (section, key),
             None => {
                 let section = ["train", "data", "model"].into_iter().find(|section| known(section, key));
-                (section.ok_or_else(|| fault(format!("there is no key `{key}`")))?, key)
+                (section.ok_or_else(|| fault(keys::unknown(None, key)))?, key)
             }
         };
         if !known(section, key) {
-            return Err(fault(format!("there is no key `{section}.{key}`")));
+            return Err(fault(keys::unknown(Some(section), key)));
         }
         // What is no TOML value is text without its quotation marks.
         let value = toml::from_str::<toml::Table>(&format!("x = {value}"))
@@ -276,8 +141,12 @@ impl Recipe {
         let fields = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         if let Some(fields) = fields.as_table_mut() {
             fields.insert(key.to_string(), value);
+            // What is said last holds.
+            if key == "eval_rows" {
+                fields.remove("eval_iters");
+            }
         }
-        table.try_into().map_err(|e: toml::de::Error| fault(e.message().to_string()))
+        table.try_into().map_err(|e: toml::de::Error| fault(keys::fault("", &e)))
     }
 
     /// All keys, as `section.key`.
@@ -302,14 +171,7 @@ impl Recipe {
         if let Some(m) = &self.model {
             m.check()?;
         }
-        let positive = [
-            ("batch_size", t.batch_size),
-            ("gradient_accumulation_steps", t.gradient_accumulation_steps),
-            ("micro_batch_size", t.micro_batch_size),
-        ];
-        if let Some((name, _)) = positive.iter().find(|(_, n)| *n == 0) {
-            return Err(format!("{name} must be at least 1"));
-        }
+        self.check_ranges()?;
         if !t.batch_size.is_multiple_of(t.micro_batch_size) {
             let (all, one) = (t.batch_size, t.micro_batch_size);
             return Err(format!("batch_size {all} is not a multiple of micro_batch_size {one}"));
@@ -317,17 +179,13 @@ impl Recipe {
         if t.short_iters > 0 && t.short_block_size < 16 {
             return Err(format!("short_block_size is {}; it must be at least 16", t.short_block_size));
         }
-        let shares = [
-            ("beta1", t.beta1),
-            ("beta2", t.beta2),
-            ("repeat_share", self.data.repeat_share),
-            ("validation_share", self.data.validation_share),
-        ];
+        let shares = [("repeat_share", self.data.repeat_share), ("validation_share", self.data.validation_share)];
         if let Some((name, value)) = shares.iter().find(|(_, x)| !(0.0..=1.0).contains(x)) {
             return Err(format!("{name} is {value}; it must be in 0..=1"));
         }
-        if !(0.0..1.0).contains(&t.dropout) {
-            return Err(format!("dropout is {}; it must be at least 0 and below 1", t.dropout));
+        let below_one = [("beta1", t.beta1), ("beta2", t.beta2), ("dropout", t.dropout)];
+        if let Some((name, value)) = below_one.iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
+            return Err(format!("{name} is {value}; it must be at least 0 and below 1"));
         }
         let finite = [
             ("learning_rate", t.learning_rate),
@@ -336,15 +194,47 @@ impl Recipe {
             ("grad_clip", t.grad_clip),
         ];
         if let Some((name, value)) = finite.iter().find(|(_, x)| !x.is_finite() || *x < 0.0) {
-            return Err(format!("{name} is {value}; it must be a number not below 0"));
-        }
-        if t.eval_interval == 0 || t.checkpoint_interval == 0 || t.max_iters == 0 || t.eval_rows == 0 {
-            return Err("max_iters, eval_interval, eval_rows and checkpoint_interval must be at least 1".into());
+            return Err(format!("{name} is {value}; it must be a finite number not below 0"));
         }
         if self.data.language.is_some() && !self.data.text.is_empty() {
             return Err("data.language and data.text exclude each other".into());
         }
         Ok(())
+    }
+
+    /// Compares every whole number with its range; what fits together is checked after that.
+    fn check_ranges(&self) -> std::result::Result<(), String> {
+        let t = &self.train;
+        let of_rows = |name, n, least| (name, n as u64, least, TRAINING_ROWS as u64);
+        let of_tokens = |name, n| (name, n as u64, 0, POSITIONS as u64);
+        let of_steps = |name, n, least| (name, n, least, TRAINING_STEPS);
+        let ranges = [
+            of_rows("batch_size", t.batch_size, 1),
+            of_rows("gradient_accumulation_steps", t.gradient_accumulation_steps, 1),
+            of_rows("micro_batch_size", t.micro_batch_size, 1),
+            ("eval_rows", t.eval_rows, 1, TRAINING_ROWS as u64),
+            ("eval_iters", t.eval_iters, 0, TRAINING_ROWS as u64),
+            ("eval_iters * batch_size", t.validation_rows(), 1, TRAINING_ROWS as u64),
+            of_tokens("block_size", t.block_size),
+            of_tokens("short_block_size", t.short_block_size),
+            of_steps("max_iters", t.max_iters, 1),
+            of_steps("eval_interval", t.eval_interval, 1),
+            of_steps("checkpoint_interval", t.checkpoint_interval, 1),
+            of_steps("short_iters", t.short_iters, 0),
+            of_steps("warmup_iters", t.warmup_iters, 0),
+            of_steps("lr_decay_iters", t.lr_decay_iters, 0),
+            of_steps("lr_restart_iters", t.lr_restart_iters, 0),
+            of_steps("patience", t.patience, 0),
+            ("tokenizer_documents", self.data.tokenizer_documents, 1, DOCUMENTS),
+            // TOML, in which the recipe is kept, has no larger number.
+            ("seed", t.seed, 0, i64::MAX as u64),
+        ];
+        for (name, value, least, most) in ranges {
+            limits::fault(name, value, least..=most).map_or(Ok(()), Err)?;
+        }
+        // Both are at most 2^20, so that their product is a number.
+        let rows = self.rows_per_step();
+        limits::fault("batch_size × gradient_accumulation_steps", rows, 1..=TRAINING_ROWS).map_or(Ok(()), Err)
     }
 
     /// The learning rate of step `step` (0-based): linear warm-up, then a cosine down to `min_lr`, as in nanoGPT.
@@ -356,7 +246,7 @@ impl Recipe {
             _ => (step, decay_end),
         };
         if step < t.warmup_iters {
-            return t.learning_rate * (step + 1) as f64 / (t.warmup_iters + 1) as f64;
+            return t.learning_rate * (step as f64 + 1.0) / (t.warmup_iters as f64 + 1.0);
         }
         if !t.decay_lr {
             return t.learning_rate;
@@ -400,6 +290,16 @@ impl Recipe {
         self.train.batch_size * self.train.gradient_accumulation_steps
     }
 
+    /// The recipe as it is written down: bytes of paths that are not UTF-8 are replaced.
+    pub fn recorded(&self) -> Self {
+        let mut recipe = self.clone();
+        let data = &mut recipe.data;
+        for path in data.text.iter_mut().chain(&mut data.validation).chain(&mut data.language) {
+            *path = lossy(path).into();
+        }
+        recipe
+    }
+
     /// Names the keys that differ, with their values in `self`.
     pub fn differences(&self, other: &Recipe) -> String {
         let flat = |recipe: &Recipe| {
@@ -417,19 +317,46 @@ impl Recipe {
     }
 }
 
+/// Two ways to say the same thing.
+const BOTH: &str = "eval_rows and eval_iters both say how much validation text is read; give one of them";
+
+fn text_sets_both(text: &str) -> bool {
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    let train = table.get("train").and_then(toml::Value::as_table);
+    train.is_some_and(|train| train.contains_key("eval_rows") && train.contains_key("eval_iters"))
+}
+
+/// The key that an assignment sets, without its section.
+fn name_of(assignment: &str) -> &str {
+    let key = assignment.split('=').next().unwrap_or_default().trim();
+    key.rsplit('.').next().unwrap_or_default()
+}
+
+impl TrainRecipe {
+    /// Rows that the validation loss is the mean over.
+    pub fn validation_rows(&self) -> u64 {
+        if self.eval_iters == 0 { self.eval_rows } else { self.eval_iters.saturating_mul(self.batch_size as u64) }
+    }
+}
+
 impl ModelRecipe {
     fn check(&self) -> std::result::Result<(), String> {
-        let positive = [("n_layer", self.n_layer), ("n_head", self.n_head), ("n_embd", self.n_embd)];
-        if let Some((name, _)) = positive.iter().find(|(_, n)| *n == 0) {
-            return Err(format!("{name} must be at least 1"));
+        // Those of a config.json, so that what is trained can be loaded.
+        let ranges = [
+            ("n_layer", self.n_layer, 1, LAYERS),
+            ("n_head", self.n_head, 1, HEADS),
+            ("n_embd", self.n_embd, 1, WIDTH),
+            ("model.block_size", self.block_size, 16, POSITIONS),
+            ("vocab_size", self.vocab_size, 0, VOCABULARY),
+        ];
+        for (name, value, least, most) in ranges {
+            limits::fault(name, value, least..=most).map_or(Ok(()), Err)?;
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
             return Err(format!("n_embd {} is not divisible by n_head {}", self.n_embd, self.n_head));
         }
-        if self.block_size < 16 {
-            return Err(format!("block_size is {}; it must be at least 16", self.block_size));
-        }
-        Ok(())
+        let width = self.n_embd / self.n_head;
+        limits::fault("n_embd / n_head", width, 1..=limits::HEAD_WIDTH).map_or(Ok(()), Err)
     }
 
     /// The shape for a tokenizer of so many entries.
@@ -464,15 +391,48 @@ mod tests {
         assert_eq!(set(&["tokenizer=characters"]).unwrap().data.tokenizer, Some(Learned::Characters));
         assert_eq!(set(&["text=['a.txt']"]).unwrap().data.text, [PathBuf::from("a.txt")]);
         for (bad, why) in [
-            ("lerning_rate=1", "no key `lerning_rate`"),
-            ("train.text=1", "no key `train.text`"),
-            ("batch_size=many", "invalid type"),
-            ("batch_size=0", "at least 1"),
-            ("dropout=1.0", "below 1"),
+            ("lerning_rate=1", "no key `lerning_rate`; the nearest is `learning_rate`"),
+            ("train.text=1", "text is no key of [train]; it is one of [data]"),
+            ("trian.seed=1", "there is no section `trian`, the nearest is `train`"),
+            ("train.sed=1", "there is no key `sed`; the nearest is `seed`"),
+            ("out_dir=x", "nanoGPT's out_dir is no key here; give the directory by --out DIR"),
+            ("batch_size=many", "expected a whole number not below 0, found string \"many\""),
+            ("batch_size=1e3", "expected a whole number not below 0, found floating point `1000.0`"),
+            ("dtype=bf16", "the nearest is `bfloat16`"),
+            ("eval_iters=99999999999999999", "eval_iters is 99999999999999999; it must be in 0..=1048576"),
+            ("eval_iters=1048576", "eval_iters * batch_size is 8388608; it must be in 1..=1048576"),
+            ("batch_size=0", "batch_size is 0; it must be in 1..=1048576"),
+            ("n_layer=1000000000", "n_layer is 1000000000; it must be in 1..=96"),
+            ("dropout=1.0", "dropout is 1; it must be at least 0 and below 1"),
+            ("dropout=nan", "dropout is NaN"),
+            ("beta1=1", "beta1 is 1; it must be at least 0 and below 1"),
+            ("beta2=1.0", "beta2 is 1; it must be at least 0 and below 1"),
+            ("beta2=-0.1", "beta2 is -0.1"),
+            ("beta1=nan", "beta1 is NaN"),
+            ("learning_rate=inf", "learning_rate is inf; it must be a finite number"),
+            ("min_lr=-1", "min_lr is -1"),
+            ("weight_decay=nan", "weight_decay is NaN"),
+            ("grad_clip=-inf", "grad_clip is -inf"),
+            ("repeat_share=1.5", "repeat_share is 1.5"),
+            ("validation_share=nan", "validation_share is NaN"),
             ("seed", "KEY=VALUE"),
         ] {
             let error = set(&[bad]).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");
         }
+        // nanoGPT counts validation text in batches.
+        let rows = |assignments: &[&str]| set(assignments).unwrap().train.validation_rows();
+        assert_eq!((rows(&[]), rows(&["eval_iters=5", "batch_size=4"]), rows(&["eval_rows=7"])), (32, 20, 7));
+        assert!(set(&["eval_iters=5", "train.eval_rows=4"]).unwrap_err().to_string().contains("give one of them"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        let file = |text: &str, set: &[&str]| {
+            std::fs::write(&path, text).unwrap();
+            let set: Vec<String> = set.iter().map(|one| one.to_string()).collect();
+            Recipe::load_with(Some(&path), &set).map(|recipe| recipe.train.validation_rows())
+        };
+        assert_eq!(file("[train]\neval_rows = 64", &["eval_iters=2"]).unwrap(), 16);
+        assert_eq!(file("[train]\neval_iters = 2", &["eval_rows=64"]).unwrap(), 64);
+        assert!(file("[train]\neval_iters = 2\neval_rows = 3", &[]).unwrap_err().to_string().contains("give one of"));
     }
 }

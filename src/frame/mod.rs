@@ -1,9 +1,14 @@
-//! Tensors into tidy frames, frames into files.
+//! Tensors into tidy frames, frames into files and text.
+
+pub(crate) mod pages;
+mod text;
 
 use std::path::Path;
 
 use candle_core::{CpuStorage, DType as TensorType, Device, Storage, Tensor};
 use polars::prelude::*;
+
+pub use text::{Csv, cell, json, json_of};
 
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
@@ -189,10 +194,23 @@ pub fn to_ndarray(value: &Tensor) -> Result<ndarray::ArrayD<f32>> {
 /// A frame from a Parquet file.
 ///
 /// # Errors
-/// [`Error::Missing`] or [`Error::Io`] for a file that cannot be opened, [`Error::Data`] for one that is no Parquet.
+/// [`Error::Missing`] or [`Error::Io`] for a file that cannot be opened, [`Error::Data`] for one that is no Parquet, and
+/// [`Error::TryAgain`] for one that has no room in memory.
 pub fn load_parquet(path: &Path) -> Result<DataFrame> {
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
-    ParquetReader::new(file).finish().map_err(|e| Error::data(path, e.to_string()))
+    let file = crate::weights::open_regular(path)?;
+    let mut reader = ParquetReader::new(file.try_clone().map_err(|e| Error::reading(path, e))?);
+    let metadata = decoding(path, || Ok(reader.get_metadata().map_err(|e| Error::data(path, e.to_string()))?.clone()))?;
+    pages::read_sizes(&file, path, &metadata, |_| true)?.check(path)?;
+    decoding(path, || reader.finish().map_err(|e| Error::data(path, e.to_string())))
+}
+
+/// Runs a decoder of Parquet, which panics on some damaged files.
+///
+/// # Errors
+/// Those of `work`, and [`Error::Data`] where it panics.
+pub(crate) fn decoding<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::data(path, "not a Parquet file that can be read: it is damaged")))
 }
 
 /// Writes a frame as Parquet, whole or not at all.
